@@ -1,0 +1,165 @@
+"""react-agent-harness: durable agents. Wire tools, agents and a model once; run any goal; lose nothing.
+
+Names are resolved on first use, so that importing the package is quick and loads nothing optional.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.agent import AgentConfig, LLMSettings
+    from harness.budget import GuardrailConfig, Usage
+    from harness.checkpoint import (
+        CheckpointStore,
+        FileCheckpointStore,
+        MemoryCheckpointStore,
+        RunQuery,
+        RunSummary,
+        SQLiteCheckpointStore,
+    )
+    from harness.errors import (
+        CheckpointConflict,
+        CheckpointCorrupt,
+        CheckpointError,
+        ConfigChanged,
+        ConfigError,
+        HarnessError,
+        InternalError,
+        LLMError,
+        LLMHTTPError,
+        LLMRefused,
+        MalformedResponse,
+        MissingExtra,
+        OwnershipLost,
+        RecordTooNew,
+        RunIdTaken,
+        RunNotFound,
+        StoreBusy,
+        ToolError,
+    )
+    from harness.events import BusEvent, Event, EventType
+    from harness.host import maybe_resume_key
+    from harness.llm.base import LLM
+    from harness.llm.openai import OpenAILLM
+    from harness.messages import Image, Message
+    from harness.records import Entry
+    from harness.registry import AgentRegistry, ToolRegistry
+    from harness.result import Cancelled, Failed, Finished, Parked, RunResult
+    from harness.runtime import AgentRuntime, RunStream
+    from harness.tools import file_tools, tool
+    from harness.tools.base import NotDone, Tool, ToolContext, ToolOutput, Unknown
+
+_HOME = {
+    "harness.agent": ("AgentConfig", "LLMSettings"),
+    "harness.budget": ("GuardrailConfig", "Usage"),
+    "harness.checkpoint": (
+        "CheckpointStore",
+        "FileCheckpointStore",
+        "MemoryCheckpointStore",
+        "RunQuery",
+        "RunSummary",
+        "SQLiteCheckpointStore",
+    ),
+    "harness.errors": (
+        "CheckpointConflict",
+        "CheckpointCorrupt",
+        "CheckpointError",
+        "ConfigChanged",
+        "ConfigError",
+        "HarnessError",
+        "InternalError",
+        "LLMError",
+        "LLMHTTPError",
+        "LLMRefused",
+        "MalformedResponse",
+        "MissingExtra",
+        "OwnershipLost",
+        "RecordTooNew",
+        "RunIdTaken",
+        "RunNotFound",
+        "StoreBusy",
+        "ToolError",
+    ),
+    "harness.events": ("BusEvent", "Event", "EventType"),
+    "harness.host": ("maybe_resume_key",),
+    "harness.llm.base": ("LLM",),
+    "harness.llm.openai": ("OpenAILLM",),
+    "harness.messages": ("Image", "Message"),
+    "harness.records": ("Entry",),
+    "harness.registry": ("AgentRegistry", "ToolRegistry"),
+    "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
+    "harness.runtime": ("AgentRuntime", "RunStream"),
+    "harness.tools": ("file_tools", "tool"),
+    "harness.tools.base": ("NotDone", "Tool", "ToolContext", "ToolOutput", "Unknown"),
+}
+_WHERE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [  # noqa: PLE0604 - kept as one list that a test holds against what can be imported
+    "LLM",
+    "AgentConfig",
+    "AgentRegistry",
+    "AgentRuntime",
+    "BusEvent",
+    "Cancelled",
+    "CheckpointConflict",
+    "CheckpointCorrupt",
+    "CheckpointError",
+    "CheckpointStore",
+    "ConfigChanged",
+    "ConfigError",
+    "Entry",
+    "Event",
+    "EventType",
+    "Failed",
+    "FileCheckpointStore",
+    "Finished",
+    "GuardrailConfig",
+    "HarnessError",
+    "Image",
+    "InternalError",
+    "LLMError",
+    "LLMHTTPError",
+    "LLMRefused",
+    "LLMSettings",
+    "MalformedResponse",
+    "MemoryCheckpointStore",
+    "Message",
+    "MissingExtra",
+    "NotDone",
+    "OpenAILLM",
+    "OwnershipLost",
+    "Parked",
+    "RecordTooNew",
+    "RunIdTaken",
+    "RunNotFound",
+    "RunQuery",
+    "RunResult",
+    "RunStream",
+    "RunSummary",
+    "SQLiteCheckpointStore",
+    "StoreBusy",
+    "Tool",
+    "ToolContext",
+    "ToolError",
+    "ToolOutput",
+    "ToolRegistry",
+    "Unknown",
+    "Usage",
+    "file_tools",
+    "maybe_resume_key",
+    "tool",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,157 @@
+"""A run at work in this process: who owns it, who drives it, who watches it, and how it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+from harness.checkpoint.base import CheckpointStore, Owner
+from harness.driver import Driver
+from harness.errors import InternalError
+from harness.perform import Workbench
+from harness.records import Entry, Record
+from harness.result import RunResult, result_of
+from harness.state import RunState, fold
+from harness.stream import RunLog
+
+STOP_S = 2.0
+"""Seconds a cancelled run may take to stop before it is abandoned; its journal is valid at any instant."""
+
+logger = logging.getLogger("harness")
+
+
+class ActiveRun:
+    """Drives one run to its end, with as many drivers as that takes.
+
+    Args:
+        store: where its journal is.
+        owner: the right to append to it.
+        state: its folded journal.
+        entries: the journal itself.
+        opening: facts the first driver writes.
+        make_bench: builds what a driver performs calls with.
+
+    Attributes:
+        log: what viewers look at.
+        first: how many entries there were before this process took the run up.
+        task: drives the run; its result is the run's.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        owner: Owner,
+        *,
+        state: RunState,
+        entries: list[Entry],
+        opening: Sequence[Record],
+        make_bench: Callable[[RunLog], Workbench],
+        agent_id: str,
+    ) -> None:
+        self.run_id = state.run_id
+        self.agent_id = agent_id
+        self.log = RunLog(state.run_id, agent_id, entries)
+        self.first = len(entries)
+        self._store = store
+        self._owner = owner
+        self._state = state
+        self._opening = opening
+        self._make_bench = make_bench
+        self._interest = 0
+        self.task: asyncio.Task[RunResult] = asyncio.create_task(self._supervise())
+
+    @property
+    def exists(self) -> bool:
+        """Whether a checkpoint of the run has been written."""
+        return bool(self.log.entries)
+
+    @property
+    def survives(self) -> bool:
+        """Whether that checkpoint outlives the process."""
+        return getattr(self._store, "durable", True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to resume."""
+        return self._state.over is not None
+
+    def abandon(self) -> None:
+        """Count one consumer less without waiting; for finalisers."""
+        self._interest -= 1
+        if self._interest <= 0 and not self.task.get_loop().is_closed():
+            self.task.get_loop().call_soon_threadsafe(self.task.cancel)
+
+    async def _supervise(self) -> RunResult:
+        """Replace a driver whose call will not stop; give the run up at the end."""
+        try:
+            abandoned = False
+            while True:
+                bench = self._make_bench(self.log)
+                driver = Driver(self._state, bench, self._owner, abandoned=abandoned)
+                if not await self._watch(driver):
+                    break
+                abandoned = True
+                await self._take_again()
+            result = result_of(self._state, self.log.entries)
+            if result is None:
+                raise InternalError(f"run {self.run_id!r} stopped at record {self._state.seq} without an end")
+            return result
+        finally:
+            self.log.end()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(self._store.release(self._owner))
+
+    async def _watch(self, driver: Driver) -> bool:
+        """Run a driver to its end. Returns True where it had to be abandoned."""
+        drive = asyncio.create_task(driver.drive(self._opening))
+        stuck = asyncio.create_task(driver.stuck.wait())
+        try:
+            await asyncio.wait({drive, stuck}, return_when=asyncio.FIRST_COMPLETED)
+            if drive.done():
+                drive.result()
+                return False
+            logger.warning("run %r: a call did not stop when it was cancelled; it is abandoned", self.run_id)
+            _forget(drive)
+            return True
+        except asyncio.CancelledError:
+            drive.cancel()
+            await asyncio.wait({drive}, timeout=STOP_S * 0.75)
+            _forget(drive)
+            raise
+        finally:
+            stuck.cancel()
+
+    async def _take_again(self) -> None:
+        """Own the run anew, so that whatever the abandoned driver still writes is refused, and fold it again."""
+        process = self._owner.process
+        await self._store.release(self._owner)
+        self._owner = await self._store.claim(self.run_id, process)
+        entries = [entry async for entry in self._store.read(self.run_id)]
+        for entry in entries[len(self.log.entries) :]:
+            self.log.publish([entry.record], entry.at)
+        self._state = fold(self.run_id, entries)
+        self._opening = ()
+
+    def join(self) -> None:
+        """Count one more consumer that wants the run to go on."""
+        self._interest += 1
+
+    async def leave(self) -> None:
+        """Count one consumer less; when the last one leaves, stop the run and wait until it has stopped."""
+        self._interest -= 1
+        if self._interest <= 0:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Stop driving. The run stays as it is in its journal and can be resumed."""
+        if not self.task.done():
+            self.task.cancel()
+            await asyncio.wait({self.task}, timeout=STOP_S)
+
+
+def _forget(task: asyncio.Task[None]) -> None:
+    """Let a task end by itself; what it raises is nobody's any more."""
+    task.cancel()
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())

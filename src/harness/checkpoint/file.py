@@ -1,0 +1,688 @@
+"""Checkpoints in a folder: one append-only text file for each run, readable with any tool.
+
+A line is one append: a JSON object that starts with the checksum of the rest of the line. What a crash left of a last
+line is cut off when the run is next claimed; damage anywhere before it is reported, never skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import itertools
+import os
+import secrets
+import shutil
+import threading
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from harness.checkpoint.base import (
+    LEASE_S,
+    Owner,
+    RunQuery,
+    RunStatus,
+    RunSummary,
+    describe,
+    final_status,
+    is_alive,
+    lease_clock,
+)
+from harness.checkpoint.local import create_private_file, private_folder, sync_folder
+from harness.errors import CheckpointConflict, CheckpointCorrupt, CheckpointError, OwnershipLost, RecordTooNew
+from harness.records import Entry, ProcessId, Record, RunStarted, decode, encode
+
+T = TypeVar("T")
+
+FORMAT_VERSION = 1
+
+_CHUNK = 200  # lines read at a time
+_TAIL = 65_536  # bytes read from the end of a file to find its last line
+_THREADS = 8
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One append as it stands in the file, after its checksum.
+
+    Attributes:
+        version: of this layout.
+        run_id: the run; the name of the file is only a digest of it.
+        seq: the sequence number of the last record.
+        at: when it was appended, seconds since the epoch.
+        token: the owner's fencing token.
+        status: how the run stands after it.
+        records: the records.
+    """
+
+    version: int
+    run_id: str
+    seq: int
+    at: float
+    token: int
+    status: RunStatus
+    records: msgspec.Raw
+
+
+class LockNote(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the lock file says for people and for the next owner. The lock itself is the kernel's."""
+
+    token: int
+    process: ProcessId | None = None
+
+
+@dataclass(slots=True)
+class Held:
+    """A run this store owns: its lock, its file, and where the file ends."""
+
+    owner: Owner
+    lease_until: float
+    lock: int
+    path: Path
+    seq: int = 0
+    status: RunStatus = "interrupted"
+    end: int = 0
+    file: int | None = None
+    lost: bool = False
+    broken: bool = False
+    using: threading.Lock = field(default_factory=threading.Lock)
+
+
+class FileCheckpointStore:
+    """Keep each run in a file of its own under one folder, on a local disk.
+
+    The owner of a run holds a lock of the kernel, from ``claim`` to ``release``. It ends with the process, so a dead
+    owner is replaced at once. It does not end while the process lives: an owner in another process that is stopped or
+    hangs cannot be replaced when its lease is over, only ended.
+
+    Args:
+        checkpoint_dir: the folder. The default is ``CHECKPOINT_DIR``, else ``~/.agent-harness/checkpoints``.
+
+    >>> import asyncio, tempfile
+    >>> from harness.checkpoint.base import this_process
+    >>> from harness.records import Noted
+    >>> async def main(folder):
+    ...     store = FileCheckpointStore(folder)
+    ...     owner = await store.claim("r1", this_process())
+    ...     await store.append("r1", 0, [Noted(1, "malformed", "again, please")], owner=owner)
+    ...     return [entry.seq async for entry in store.read("r1")]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     asyncio.run(main(folder))
+    [1]
+    """
+
+    def __init__(self, checkpoint_dir: str | os.PathLike[str] | None = None) -> None:
+        self.folder = Path(
+            checkpoint_dir or os.environ.get("CHECKPOINT_DIR") or Path.home() / ".agent-harness" / "checkpoints"
+        )
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._held: dict[str, Held] = {}
+        self._claiming = threading.Lock()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="harness-checkpoint")
+
+    async def append(self, run_id: str, expected_seq: int, records: Sequence[Record], /, *, owner: Owner) -> float:
+        """Append records after ``expected_seq``, durable on return. See ``CheckpointStore.append``."""
+        if not records:
+            raise ValueError("append needs at least one record")
+        return await self._call(self._append, run_id, expected_seq, records, owner)
+
+    async def read(self, run_id: str, /, *, after: int = 0) -> AsyncIterator[Entry]:
+        """Yield the entries with ``seq > after`` in order.
+
+        Raises:
+            CheckpointCorrupt: the file is damaged before its last line; the message names file and line.
+            RecordTooNew: a newer release wrote it.
+        """
+        entries = self._entries(run_id, after)
+        try:
+            while chunk := await self._call(_take, entries):
+                for entry in chunk:
+                    yield entry
+        finally:
+            entries.close()
+
+    async def delete(self, run_id: str, /) -> bool:
+        """Forget a run. Returns whether it existed.
+
+        Raises:
+            OwnershipLost: another process owns it; its file cannot be taken away under it.
+        """
+        return await self._call(self._delete, run_id)
+
+    async def runs(self, query: RunQuery, /) -> AsyncIterator[RunSummary]:
+        """Yield summaries, the last started first. Files that cannot be read are left out: reading them says why."""
+        for summary in await self._call(self._summaries, query):
+            yield summary
+
+    async def claim(self, run_id: str, process: ProcessId, /, *, lease_s: float = LEASE_S) -> Owner:
+        """Become the owner of a run. See ``CheckpointStore.claim``.
+
+        Raises:
+            OwnershipLost: a live process owns it (in another process: whether or not its lease is over).
+            CheckpointError: the run was left by an older release in another format.
+        """
+        claiming = self._submit(self._claim, run_id, process, lease_s)
+        try:
+            return await asyncio.wrap_future(claiming)
+        except asyncio.CancelledError:
+            claiming.add_done_callback(self._give_back)
+            raise
+
+    async def renew(self, owner: Owner, /, *, lease_s: float = LEASE_S) -> None:
+        """Extend the lease. See ``CheckpointStore.renew``."""
+        self._owned(owner.run_id, owner).lease_until = lease_clock() + lease_s
+
+    async def release(self, owner: Owner, /) -> None:
+        """Give the run up."""
+        await self._call(self._release, owner)
+
+    async def put_blob(self, run_id: str, data: bytes, /) -> str:
+        """Keep a large value of a run, durable on return. Returns its digest."""
+        return await self._call(self._put_blob, run_id, data)
+
+    async def get_blob(self, run_id: str, digest: str, /) -> bytes:
+        """Return a kept value."""
+        return await self._call(self._get_blob, run_id, digest)
+
+    async def close(self) -> None:
+        """Give up every run this store holds, and its files. Using the store again opens them anew."""
+        for held in list(self._held.values()):
+            await self.release(held.owner)
+        self._threads.shutdown(wait=False)
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="harness-checkpoint")
+
+    @staticmethod
+    def purge_old(days: float = 7, checkpoint_dir: str | os.PathLike[str] | None = None) -> int:
+        """Delete the runs that are over and were last written more than some days ago.
+
+        A run that somebody drives, or that waits to be resumed, is kept, however old.
+
+        Args:
+            days: the age at which a run is deleted.
+            checkpoint_dir: the folder, as for the store.
+
+        Returns:
+            How many runs were deleted.
+        """
+        store = FileCheckpointStore(checkpoint_dir)
+        before = time.time() - days * 86_400
+        return sum(store._purge(path, before) for path in sorted(store.folder.glob("*.jsonl")))
+
+    # Owning -------------------------------------------------------------------------------------------------------
+
+    def _claim(self, run_id: str, process: ProcessId, lease_s: float) -> Owner:
+        path = self._path(run_id)
+        with self._claiming:
+            held = self._held.get(run_id)
+            if held is not None:
+                if lease_clock() < held.lease_until and is_alive(held.owner.process):
+                    raise _owned_by(run_id, held.owner.process)
+                self._let_go(held)
+            self._refuse_old_format(run_id, path)
+            private_folder(self.folder)
+            lock = _lock(path, run_id)
+            try:
+                # Drawn from the clock, a token is new even for a run that was deleted and begun anew.
+                token = max(_note(lock).token + 1, time.time_ns() // 1000)
+                _write_note(lock, LockNote(token, process))
+                held = Held(Owner(run_id, token, process), lease_clock() + lease_s, lock, path)
+                _open_journal(held)
+            except BaseException:
+                os.close(lock)
+                raise
+            self._held[run_id] = held
+            return held.owner
+
+    def _release(self, owner: Owner) -> None:
+        with self._claiming:
+            held = self._held.get(owner.run_id)
+            if held is not None and held.owner == owner:
+                self._let_go(held)
+
+    def _give_back(self, claiming: Future[Owner]) -> None:
+        # The task that wanted the run is gone: a claim that came through all the same would block the run.
+        if not claiming.cancelled() and claiming.exception() is None:
+            self._release(claiming.result())
+
+    def _let_go(self, held: Held) -> None:
+        with held.using:  # an append that was cancelled may still be writing
+            del self._held[held.owner.run_id]
+            held.lost = True
+            if held.file is None:
+                _lock_path(held.path).unlink(missing_ok=True)  # claimed and never written
+            else:
+                _write_note(held.lock, LockNote(held.owner.token))
+                os.close(held.file)
+            os.close(held.lock)
+
+    def _owned(self, run_id: str, owner: Owner) -> Held:
+        self._after_fork()
+        held = self._held.get(run_id)
+        if held is None:
+            raise OwnershipLost(
+                f"this store does not own run {run_id!r}: it was released or deleted; claim it before appending"
+            )
+        if held.owner != owner:
+            raise _owned_by(run_id, held.owner.process)
+        return held
+
+    def _after_fork(self) -> None:
+        """Let go of what was inherited over a fork. Closing this process' copies leaves the parent's lock alone."""
+        if self._pid == os.getpid():
+            return
+        inherited = self._held
+        self._begin()
+        for held in inherited.values():
+            os.close(held.lock)
+            if held.file is not None:
+                os.close(held.file)
+
+    # Writing ------------------------------------------------------------------------------------------------------
+
+    def _append(self, run_id: str, expected_seq: int, records: Sequence[Record], owner: Owner) -> float:
+        held = self._owned(run_id, owner)
+        with held.using:
+            if held.lost:
+                raise OwnershipLost(f"run {run_id!r} was released: claim it before appending")
+            if held.broken:
+                raise CheckpointError(f"writing {str(held.path)!r} failed before: claim run {run_id!r} again")
+            if held.seq != expected_seq:
+                raise CheckpointConflict(f"run {run_id!r} ends at record {held.seq}, not at {expected_seq}")
+            at, status = time.time(), held.status
+            for record in records:
+                status = final_status(record) or status
+            seq = expected_seq + len(records)
+            line = Line(FORMAT_VERSION, run_id, seq, at, owner.token, status, msgspec.Raw(encode(records)))
+            _write_line(held, _format(line))
+            held.seq, held.status = seq, status
+            return at
+
+    def _delete(self, run_id: str) -> bool:
+        path = self._path(run_id)
+        with self._claiming:
+            held = self._held.get(run_id)
+            if held is not None:
+                self._let_go(held)
+            if not path.exists() and not _blobs(path).exists():
+                return False
+            lock = _lock(path, run_id)
+            try:
+                return _remove(path)
+            finally:
+                os.close(lock)
+
+    def _put_blob(self, run_id: str, data: bytes) -> str:
+        digest = hashlib.sha256(data).hexdigest()
+        folder = _blobs(self._path(run_id))
+        private_folder(folder)
+        if (folder / digest).exists():
+            return digest
+        draft = folder / f".{secrets.token_hex(8)}"
+        try:
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(fd)
+            draft.rename(folder / digest)
+            sync_folder(folder)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        return digest
+
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    def _entries(self, run_id: str, after: int) -> Generator[Entry]:
+        path = self._path(run_id)
+        self._refuse_old_format(run_id, path)
+        expected = 1
+        for number, line in _lines(path):
+            where = f"{str(path)!r}, line {number}"
+            if line.run_id != run_id:
+                raise CheckpointCorrupt(f"{where} belongs to run {line.run_id!r}, not to {run_id!r}")
+            if line.seq <= after:
+                expected = line.seq + 1
+                continue
+            records = decode(bytes(line.records), where=where)
+            seq = line.seq - len(records) + 1
+            if seq != expected:
+                raise CheckpointCorrupt(f"{where} starts at record {seq} where {expected} is due: lines are missing")
+            expected = line.seq + 1
+            for place, record in enumerate(records, seq):
+                if place > after:
+                    yield Entry(run_id, place, line.at, record)
+
+    def _get_blob(self, run_id: str, digest: str) -> bytes:
+        path = _blobs(self._path(run_id)) / digest
+        # A digest comes out of a record: it must not lead to another file.
+        if len(digest) != 64 or not digest.isalnum() or not path.is_file():
+            raise CheckpointError(f"run {run_id!r} keeps no value under the digest {digest!r}")
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointCorrupt(f"{str(path)!r} is damaged: its content does not match its name")
+        return data
+
+    def _summaries(self, query: RunQuery) -> list[RunSummary]:
+        found: list[RunSummary] = []
+        for path in self.folder.glob("*.jsonl"):
+            with contextlib.suppress(CheckpointError, OSError):
+                summary = _summary(path)
+                if summary is not None and query.status in (None, summary.status):
+                    found.append(summary)
+        found.sort(key=lambda summary: summary.started_at, reverse=True)
+        return found[: query.limit]
+
+    def _purge(self, path: Path, before: float) -> bool:
+        try:
+            summary = _summary(path)
+            if summary is None or summary.status in ("running", "interrupted"):
+                return False
+            lock = _lock(path, summary.run_id)
+        except (CheckpointError, OSError):
+            return False
+        try:
+            # Looked at under the lock, so that nobody has gone on with it in between.
+            return path.stat().st_mtime < before and _remove(path)
+        finally:
+            os.close(lock)
+
+    # Places and threads -------------------------------------------------------------------------------------------
+
+    def _path(self, run_id: str) -> Path:
+        # Any string is a run id; only its digest is ever part of a file name.
+        try:
+            return self.folder / f"{hashlib.sha256(run_id.encode()).hexdigest()}.jsonl"
+        except UnicodeEncodeError as error:
+            raise CheckpointError(f"run id {run_id!r} cannot be written: {error}") from error
+
+    def _refuse_old_format(self, run_id: str, path: Path) -> None:
+        """Refuse to begin anew a run that an older release left as one JSON document ``<run id>.json``."""
+        if not run_id or "/" in run_id or "\0" in run_id or len(os.fsencode(run_id)) > 250 or path.exists():
+            return
+        old = self.folder / f"{run_id}.json"
+        if old.is_file():
+            raise CheckpointError(
+                f"{str(old)!r} is a checkpoint in an older format, which this release does not read: "
+                "finish the run with the release that wrote it, or delete the file and start again"
+            )
+
+    def _submit(self, work: Callable[..., T], *values: object) -> Future[T]:
+        self._after_fork()
+        return self._threads.submit(_explained, self.folder, functools.partial(work, *values))
+
+    async def _call(self, work: Callable[..., T], *values: object) -> T:
+        return await asyncio.wrap_future(self._submit(work, *values))
+
+
+def _explained(folder: Path, work: Callable[[], T]) -> T:
+    try:
+        return work()
+    except OSError as error:
+        place = repr(str(error.filename or folder))
+        if error.errno in _FULL:
+            raise CheckpointError(f"{place}: the disk is full and nothing was written: free some space") from error
+        raise CheckpointError(f"{place} cannot be used ({error.strerror}): check the folder") from error
+
+
+def _take(entries: Iterator[Entry]) -> list[Entry]:
+    return list(itertools.islice(entries, _CHUNK))
+
+
+def _lock_path(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
+def _blobs(path: Path) -> Path:
+    return path.with_suffix(".blobs")
+
+
+def _lock(path: Path, run_id: str) -> int:
+    """Take the kernel's lock of a run and return its descriptor."""
+    place = _lock_path(path)
+    while True:
+        lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever deleted the run meanwhile left us with the lock of a file that has no name any more.
+            if place.exists() and os.path.samestat(os.fstat(lock), place.stat()):
+                return lock
+        except BlockingIOError:
+            holder = _note(lock).process
+            os.close(lock)
+            raise _owned_by(run_id, holder) from None
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _note(lock: int) -> LockNote:
+    try:
+        return msgspec.json.decode(os.pread(lock, 4096, 0), type=LockNote)
+    except msgspec.MsgspecError:
+        return LockNote(0)
+
+
+def _write_note(lock: int, note: LockNote) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, msgspec.json.encode(note), 0)
+
+
+def _owned_by(run_id: str, process: ProcessId | None) -> OwnershipLost:
+    if process is None:
+        return OwnershipLost(f"run {run_id!r} is being claimed or deleted by another process: try again")
+    if not is_alive(process):
+        return OwnershipLost(
+            f"the lock of run {run_id!r} outlived {describe(process)}: a child that it forked still holds it; end it"
+        )
+    return OwnershipLost(
+        f"run {run_id!r} is owned by {describe(process)}: wait until it ends, or stop it "
+        "(a process that is only suspended keeps the run)"
+    )
+
+
+def _format(line: Line) -> bytes:
+    body = msgspec.json.encode(line)[1:]
+    return b'{"check":"%08x",%b\n' % (zlib.crc32(body), body)
+
+
+def _parse(text: bytes, where: str) -> Line | None:
+    """Read one line with its line feed, or return None for a damaged one."""
+    head, body = text[:20], text[20:-1]
+    if text[-1:] != b"\n" or head != b'{"check":"%08x",' % zlib.crc32(body):
+        return None
+    try:
+        line = msgspec.json.decode(b"{" + body, type=Line)
+    except msgspec.MsgspecError as error:
+        version = _version(body)
+        if version <= FORMAT_VERSION:
+            raise CheckpointCorrupt(f"{where} is not a line of a journal: {error}") from None
+    else:
+        version = line.version
+        if version <= FORMAT_VERSION:
+            return line
+    raise RecordTooNew(
+        f"{where} was written by a newer react-agent-harness (layout {version}; this one reads up to "
+        f"{FORMAT_VERSION}): upgrade with pip install -U react-agent-harness"
+    )
+
+
+def _version(body: bytes) -> int:
+    try:
+        raw = msgspec.json.decode(b"{" + body, type=dict[str, object])
+    except msgspec.MsgspecError:
+        return 0
+    version = raw.get("version")
+    return version if isinstance(version, int) else 0
+
+
+def _lines(path: Path) -> Generator[tuple[int, Line]]:
+    """Yield the lines of a file with their numbers, up to a last one that is not whole."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        damaged = 0
+        for number, text in enumerate(file, 1):
+            if damaged:
+                raise CheckpointCorrupt(f"{str(path)!r} is damaged in line {damaged}: restore it from a backup")
+            line = _parse(text, f"{str(path)!r}, line {number}")
+            if line is not None:
+                yield number, line
+            elif text.endswith(b"\n"):
+                damaged = number
+            else:
+                return  # somebody may be writing it right now: what follows it later is not looked at
+
+
+def _last_line(fd: int, path: Path) -> tuple[Line | None, int]:
+    """Return the last whole line, if there is one, and where it ends; what follows it is what a crash left."""
+    size, window = os.fstat(fd).st_size, _TAIL
+    while True:
+        start = max(0, size - window)
+        pieces = _pread(fd, size - start, start).split(b"\n")
+        torn = pieces.pop()
+        if start == 0 or len(pieces) > 2:
+            break
+        window *= 8
+    if start > 0:
+        del pieces[0]  # the window begins somewhere inside it
+    end = size - len(torn)
+    # Only the very last thing in the file may be damaged: the torn piece, or else the last line.
+    for damage_allowed in (not torn, False):
+        if not pieces:
+            return None, 0
+        text = pieces.pop() + b"\n"
+        line = _parse(text, f"{str(path)!r}, the line that ends at byte {end}")
+        if line is not None:
+            return line, end
+        if not damage_allowed:
+            break
+        end -= len(text)
+    raise CheckpointCorrupt(
+        f"{str(path)!r} is damaged before its last line, in the line that ends at byte {end}: restore it from a backup"
+    )
+
+
+def _pread(fd: int, count: int, offset: int) -> bytes:
+    """Read exactly, unless the file ends: one system call returns at most 2 GB."""
+    parts: list[bytes] = []
+    while count and (part := os.pread(fd, count, offset)):
+        parts.append(part)
+        count, offset = count - len(part), offset + len(part)
+    return b"".join(parts)
+
+
+def _open_journal(held: Held) -> None:
+    """Find out where a claimed run ends, and cut off what a crash left of a last line."""
+    try:
+        held.file = os.open(held.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        line, end = _last_line(held.file, held.path)
+        if line is not None and line.run_id != held.owner.run_id:
+            raise CheckpointCorrupt(f"{str(held.path)!r} belongs to run {line.run_id!r}, not {held.owner.run_id!r}")
+        if end < os.fstat(held.file).st_size:
+            os.ftruncate(held.file, end)
+            os.fsync(held.file)
+    except BaseException:
+        os.close(held.file)
+        raise
+    held.end = end
+    if line is not None:
+        held.seq, held.status = line.seq, line.status
+
+
+def _write_line(held: Held, text: bytes) -> None:
+    """Append a line and make it durable, or leave the file as it was."""
+    if held.file is None:
+        create_private_file(held.path)
+        held.file = os.open(held.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    elif os.fstat(held.file).st_nlink == 0:
+        held.broken = True
+        raise CheckpointError(f"{str(held.path)!r} was removed while run {held.owner.run_id!r} was being driven")
+    try:
+        if (written := os.write(held.file, text)) < len(text):
+            # Writing the rest says why the first part was all that fitted.
+            _write_rest(held.file, text[written:])
+        _sync(held.file)
+    except BaseException as error:
+        # After a failed flush the kernel forgets what was not written: this file is not trusted before a new claim.
+        held.broken = True
+        with contextlib.suppress(OSError):
+            os.ftruncate(held.file, held.end)
+            os.fsync(held.file)
+            held.broken = not isinstance(error, OSError) or error.errno not in _FULL
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(held.path)) from error
+        raise
+    held.end += len(text)
+
+
+def _write_rest(fd: int, text: bytes) -> None:
+    while text:
+        text = text[os.write(fd, text) :]
+
+
+def _sync(fd: int) -> None:
+    """Flush to the disk itself; macOS needs a call of its own for it."""
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)  # type: ignore[attr-defined]  # only there on macOS
+    else:
+        os.fsync(fd)
+
+
+def _remove(path: Path) -> bool:
+    """Delete what belongs to a run, the journal first: what is left after a crash is found by nobody."""
+    existed = path.exists()
+    path.unlink(missing_ok=True)
+    shutil.rmtree(_blobs(path), ignore_errors=True)
+    _lock_path(path).unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return existed
+
+
+def _summary(path: Path) -> RunSummary | None:
+    first = next((line for _, line in _lines(path)), None)
+    if first is None:
+        return None
+    started = decode(bytes(first.records), where=repr(str(path)))[0]
+    if not isinstance(started, RunStarted):
+        return None
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        last = _last_line(fd, path)[0] or first
+    finally:
+        os.close(fd)
+    status = "running" if last.status == "interrupted" and _is_driven(path) else last.status
+    return RunSummary(
+        first.run_id, started.goal, started.agent_id, status, first.at, last.at, started.origin
+    )  # fmt: skip
+
+
+def _is_driven(path: Path) -> bool:
+    try:
+        lock = os.open(_lock_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        holder = _note(lock).process
+    finally:
+        os.close(lock)
+    return holder is not None and is_alive(holder)

@@ -1,0 +1,289 @@
+"""drive(): the only loop. Start, stream, resume and fork all come through here.
+
+Append the intent, perform the effect, append the outcome, ask the strategy again. An outcome and what follows from it
+share one append, so a step costs two commits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from harness.checkpoint.base import LEASE_S, Owner, lease_clock
+from harness.errors import InternalError
+from harness.perform import Workbench, admit, call_llm, call_tool
+from harness.records import (
+    TERMINAL,
+    VERSION,
+    DriverStarted,
+    LLMFailed,
+    LLMFinished,
+    LLMStarted,
+    Record,
+    ToolFinished,
+    ToolStarted,
+)
+from harness.state import RunState, apply
+from harness.strategies.base import Pause, Step, Strategy
+from harness.strategies.react import react
+from harness.watchdog import INFINITY, Watchdog
+
+BREATHE_EVERY = 32
+"""Rounds after which the loop lets other tasks run, for models and tools that never wait."""
+
+STRATEGIES: dict[str, Strategy] = {"react": react}
+
+
+class Driver:
+    """Drives one run for one epoch.
+
+    Args:
+        state: the folded journal; grown in place.
+        bench: what performing its calls needs.
+        owner: the right to append to it.
+        abandoned: calls of the epoch before did not stop when they were cancelled.
+
+    Attributes:
+        stuck: done when a call does not come back after it was cancelled.
+    """
+
+    def __init__(self, state: RunState, bench: Workbench, owner: Owner, *, abandoned: bool = False) -> None:
+        self.state = state
+        self.bench = bench
+        self.owner = owner
+        self.stuck: asyncio.Event = asyncio.Event()
+        self._abandoned = abandoned
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self._loop.time()
+        self._clock_base = state.spent.active_s
+        self._lease_until = lease_clock() + LEASE_S
+        self._pending: list[Record] = []
+        self._durable_seq = state.seq
+        self._urgent = False
+        self._steps_since_commit = 0
+        self._tasks: dict[asyncio.Task[Sequence[Record]], Step] = {}
+        self._arrived: list[asyncio.Task[Sequence[Record]]] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._watchdog: Watchdog | None = None
+        bench.clock = self.clock
+        bench.check_owner = self._check_owner
+        wall = bench.config.limits.max_wall_time_seconds
+        bench.wall_end = INFINITY if wall is None else self._started_at + max(0.0, wall - self._clock_base)
+
+    def clock(self) -> float:
+        """Return how many seconds the run has been driven, over all epochs."""
+        return round(self._clock_base + self._loop.time() - self._started_at, 4)
+
+    async def drive(self, opening: Sequence[Record] = ()) -> None:
+        """Drive the run until it is over or failed.
+
+        Args:
+            opening: facts to write first (RunStarted, Reopened, ConfigDiffers).
+
+        Raises:
+            CheckpointError: the journal could not be written; what was written stays valid.
+        """
+        self._watchdog = Watchdog(self.stuck.set)
+        heartbeat = asyncio.create_task(self._heartbeat(asyncio.current_task()))
+        try:
+            self._open(opening)
+            await self._loop_until_over()
+        except asyncio.CancelledError:
+            if heartbeat.done() and not heartbeat.cancelled() and (error := heartbeat.exception()):
+                raise error from None
+            await self._save_what_is_ready()
+            raise
+        finally:
+            heartbeat.cancel()
+            self._watchdog.close()
+            await self._stop_calls()
+
+    def _open(self, opening: Sequence[Record]) -> None:
+        for record in opening:
+            self._note(record)
+        if any(scope.llm for scope in self.state.scopes.values()):
+            self.bench.log.discard("the model call was cut when its process ended")
+        self._note(DriverStarted(VERSION, self.state.epoch + 1, self.owner.process))
+        if self._abandoned:
+            self._settle_abandoned()
+
+    async def _loop_until_over(self) -> None:
+        state = self.state
+        rounds = 0
+        while True:
+            starts = self._decide()
+            if self._pending:
+                await self._commit_if_due()
+            if state.over is not None or state.failed is not None:
+                return
+            if len(starts) == 1 and not self._tasks:
+                self._note_outcomes(await self._perform(starts[0], self._watchdog))
+            else:
+                for step in starts:
+                    self._spawn(step)
+                await self._next_arrivals()
+            rounds += 1
+            if rounds % BREATHE_EVERY == 0:
+                await asyncio.sleep(0)
+
+    def _decide(self) -> list[Step]:
+        """Ask every open scope's strategy; write its facts and intents down; return what is to be performed."""
+        state = self.state
+        started = state.started
+        if started is None:
+            raise InternalError(f"run {state.run_id!r} has no beginning")
+        strategy = STRATEGIES[started.strategy]
+        starts: list[Step] = []
+        settled = False
+        while not settled and state.over is None and state.failed is None:
+            settled = True
+            for scope in tuple(state.scopes.values()):
+                for step in strategy(scope, state, self.bench.config):
+                    if type(step) is Pause:
+                        scope.pausing = True
+                        starts.append(step)
+                        continue
+                    self._note(step)
+                    if type(step) is LLMStarted or type(step) is ToolStarted:
+                        starts.append(step)
+                    else:
+                        settled = False
+        return starts
+
+    def _note(self, record: Record) -> None:
+        """Fold a record now; it becomes durable with the next commit, before anything depends on it."""
+        self._pending.append(record)
+        apply(self.state, record, time.time())
+        kind = type(record)
+        if kind is LLMStarted:
+            self._steps_since_commit += 1
+        elif kind is ToolStarted:
+            self._urgent = self._urgent or record.effect != "read"  # type: ignore[union-attr]  # the exact type was just compared
+        elif kind is ToolFinished:
+            spec = self.bench.config.tools.get(record.tool)  # type: ignore[union-attr]  # the exact type was just compared
+            self._urgent = self._urgent or spec is None or spec.effect != "read"
+        elif kind is DriverStarted or kind in TERMINAL:
+            self._urgent = True
+
+    def _note_outcomes(self, records: Sequence[Record]) -> None:
+        for record in records:
+            self._note(record)
+            if type(record) is LLMFinished:
+                scope = self.state.scopes[record.scope]
+                if scope.phase == "tools" and record.purpose == "step":
+                    for refused in admit(self.bench, scope):
+                        self._note(refused)
+
+    async def _commit_if_due(self) -> None:
+        every = self.bench.config.agent.checkpoint_every
+        if self._urgent or every <= 1 or self._steps_since_commit >= every:
+            await self._commit()
+
+    async def _commit(self) -> None:
+        records, self._pending = self._pending, []
+        self._urgent = False
+        self._steps_since_commit = 0
+        at = await self.bench.store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
+        self._durable_seq += len(records)
+        self.bench.log.publish(records, at)
+
+    async def _perform(self, step: Step, watchdog: Watchdog | None) -> Sequence[Record]:
+        own = watchdog or Watchdog(self.stuck.set)
+        try:
+            if type(step) is LLMStarted:
+                return (await call_llm(self.bench, self.state.scopes[step.scope], step, own),)
+            if type(step) is ToolStarted:
+                return (await call_tool(self.bench, self.state.scopes[step.scope], step, own),)
+            if type(step) is Pause:
+                await asyncio.sleep(step.seconds)
+                scope = self.state.scopes[step.scope]
+                scope.pausing, scope.waited = False, True
+            return ()
+        finally:
+            if watchdog is None:
+                own.close()
+
+    def _spawn(self, step: Step) -> None:
+        task = asyncio.create_task(self._perform(step, None))
+        self._tasks[task] = step
+        task.add_done_callback(self._arrive)
+
+    def _arrive(self, task: asyncio.Task[Sequence[Record]]) -> None:
+        self._arrived.append(task)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _next_arrivals(self) -> None:
+        """Wait for calls in flight; note the outcomes of all that have arrived."""
+        if not self._tasks:
+            raise InternalError(f"run {self.state.run_id!r} at record {self.state.seq} has nothing to do and no end")
+        if not self._arrived:
+            self._wake = self._loop.create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+        arrived, self._arrived = self._arrived, []
+        for task in arrived:
+            del self._tasks[task]
+            self._note_outcomes(task.result())
+
+    async def _stop_calls(self) -> None:
+        tasks = [task for task in self._tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _save_what_is_ready(self) -> None:
+        """Write down what calls have brought already: a clean stop leaves as little in doubt as it can."""
+        await self._stop_calls()
+        for task in self._tasks:
+            if not task.cancelled() and task.exception() is None:
+                self._note_outcomes(task.result())
+        self._tasks.clear()
+        if self._pending:
+            await self._commit()
+
+    def _settle_abandoned(self) -> None:
+        """Give the calls that would not stop their outcome: they are in doubt, and running them again would hang again."""
+        for scope in self.state.scopes.values():
+            for index, call in enumerate(scope.calls):
+                if call.attempt and call.result is None:
+                    status = "unknown" if call.effect == "once" else "timeout"
+                    text = f"{call.call.name} did not stop when it was cancelled and was abandoned"
+                    if status == "unknown":
+                        text += "; it may or may not have had its effect"
+                    count = self.bench.config.count(text)
+                    self._note(
+                        ToolFinished(
+                            scope.step, index, call.call.name, status, text, self.clock(), scope.scope, tokens=count
+                        )
+                    )
+            if scope.phase == "model":
+                error = "the model call did not stop when it was cancelled and was abandoned"
+                self._note(LLMFailed(scope.step + 1, self.clock(), error, transient=False, scope=scope.scope))
+
+    async def _heartbeat(self, driver: asyncio.Task[None] | None) -> None:
+        """Keep the lease; stop the driver where it was lost."""
+        try:
+            while True:
+                await asyncio.sleep(LEASE_S / 3)
+                await self._renew()
+        except Exception:
+            if driver is not None:
+                driver.cancel()
+            raise
+
+    async def _renew(self) -> None:
+        until = lease_clock() + LEASE_S
+        await self.bench.store.renew(self.owner)
+        self._lease_until = until
+
+    async def _check_owner(self) -> None:
+        """Make sure, right before an effect, that the run is still ours: the process may have been stopped since."""
+        if lease_clock() >= self._lease_until:
+            await self._renew()
+
+

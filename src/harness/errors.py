@@ -1,0 +1,132 @@
+"""Every error the library raises on purpose.
+
+HarnessError
+ + ConfigError (ValueError)      wrong wiring: raised when built, never mid-run
+ + MissingExtra (ImportError)    names the exact pip command
+ + LLMError                      + LLMHTTPError  + LLMRefused  + MalformedResponse
+ + ToolError                     a tool raises it: its text goes to the model
+ + CheckpointError               + CheckpointConflict  + OwnershipLost  + RunNotFound (KeyError)
+                                 + RecordTooNew  + CheckpointCorrupt  + StoreBusy
+ + RunIdTaken                    this run id already names another goal
+ + ConfigChanged                 a strict resume met a changed configuration
+ + InternalError                 our bug: carries run key and seq
+"""
+
+from __future__ import annotations
+
+
+class HarnessError(Exception):
+    """The base of everything the library raises on purpose."""
+
+
+class ConfigError(HarnessError, ValueError):
+    """Wrong wiring: an unknown agent or tool, a bad setting. Raised when something is built, never mid-run."""
+
+
+class MissingExtra(HarnessError, ImportError):
+    """An optional dependency is needed that is not installed.
+
+    Args:
+        what: the thing that needs it.
+        extra: the extra of this package that brings it.
+    """
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs an optional package: pip install 'react-agent-harness[{extra}]'")
+        self.extra = extra
+
+
+class LLMError(HarnessError):
+    """A language model call failed.
+
+    Args:
+        message: what happened, in one sentence.
+        transient: whether the same call may succeed later.
+        retry_after_s: seconds the provider asked us to wait, if it did.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.transient = transient
+        self.retry_after_s = retry_after_s
+
+
+class LLMHTTPError(LLMError):
+    """The provider answered with an HTTP error.
+
+    Args:
+        message: what happened, in one sentence.
+        status: the HTTP status code.
+        transient: whether the same call may succeed later.
+        retry_after_s: seconds from the ``Retry-After`` header, if one was sent.
+    """
+
+    def __init__(
+        self, message: str, *, status: int, transient: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message, transient=transient, retry_after_s=retry_after_s)
+        self.status = status
+
+
+class LLMRefused(LLMError):
+    """The provider or the model refused to answer (a content filter, a policy)."""
+
+
+class MalformedResponse(LLMError):
+    """A reply could not be understood: broken JSON on the wire, a stream that ended without a finish."""
+
+
+class ToolError(HarnessError):
+    """Raise it in a tool: its text goes to the model as the call's result.
+
+    >>> raise ToolError("no such file: 'a.txt'")
+    Traceback (most recent call last):
+    harness.errors.ToolError: no such file: 'a.txt'
+    """
+
+
+class CheckpointError(HarnessError):
+    """The checkpoint store could not do what was asked."""
+
+
+class CheckpointConflict(CheckpointError):
+    """An append expected another sequence number: somebody else wrote to this run."""
+
+
+class OwnershipLost(CheckpointError):
+    """Another process drives this run now. Stop: nothing more of this driver may be written."""
+
+
+class RunNotFound(CheckpointError, KeyError):
+    """No run is stored under this key."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"No checkpoint found for key={key!r}")
+        self.key = key
+
+    def __str__(self) -> str:  # KeyError would print the message quoted
+        return str(self.args[0])
+
+
+class RecordTooNew(CheckpointError):
+    """The journal was written by a newer version of the library."""
+
+
+class CheckpointCorrupt(CheckpointError):
+    """Stored bytes are not a journal of ours."""
+
+
+class StoreBusy(CheckpointError):
+    """The store stayed locked by another process past the bounded wait. Nothing was written."""
+
+
+class RunIdTaken(HarnessError, ValueError):
+    """This run id already names a run with another goal or agent."""
+
+
+class ConfigChanged(HarnessError):
+    """A strict resume found that the configuration differs from the one the run was started with."""
+
+
+class InternalError(HarnessError):
+    """A defect of the library itself; please report it with the run key and sequence number in the text."""

@@ -1,0 +1,90 @@
+"""The one place the library meets its process: ``--resume`` in sys.argv, the state directory, the hint on stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from harness.keys import join_key
+from harness.records import Origin
+
+logger = logging.getLogger("harness")
+logger.addHandler(logging.NullHandler())
+
+
+class _Once:
+    """What happens once per process."""
+
+    resume_taken = False
+    hint_printed = False
+
+
+def maybe_resume_key() -> str | None:
+    """Take the key from ``--resume KEY`` or ``--resume=KEY`` in ``sys.argv``: once per process, then None.
+
+    Exits with code 2 and a usage line on stderr when the option has no value.
+    """
+    if _Once.resume_taken:
+        return None
+    for index, word in enumerate(sys.argv[1:], start=1):
+        if word == "--":
+            return None
+        if word == "--resume" or word.startswith("--resume="):
+            _Once.resume_taken = True
+            key = word[9:] if word != "--resume" else (sys.argv[index + 1] if index + 1 < len(sys.argv) else "")
+            if not key or (word == "--resume" and key.startswith("-")):
+                print("Usage: --resume <key>", file=sys.stderr)
+                raise SystemExit(2)
+            return key
+    return None
+
+
+def state_dir() -> Path:
+    """Return where runs are kept: CHECKPOINT_DIR, else HARNESS_HOME, else ``.harness`` here, else in the home folder."""
+    for variable in ("CHECKPOINT_DIR", "HARNESS_HOME"):
+        if value := os.environ.get(variable):
+            return Path(value).expanduser()
+    here = Path.cwd() / ".harness"
+    return here if here.is_dir() else Path.home() / ".agent-harness"
+
+
+def default_database() -> Path:
+    """Return the file that keeps runs where no store is given."""
+    return state_dir() / "runs.db"
+
+
+def script_origin() -> Origin:
+    """Describe the running script, without ``--resume`` and its value."""
+    words: list[str] = []
+    rest = iter(sys.argv[1:])
+    for word in rest:
+        if word == "--resume":
+            next(rest, None)
+        elif not word.startswith("--resume="):
+            words.append(word)
+    script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c") else "<script>"
+    return Origin("script", ("python", script, *words), os.getcwd())
+
+
+def resume_command(origin: Origin | None, key: str) -> str:
+    """Return the exact line that goes on with a run."""
+    if origin is None or origin.kind == "cli":
+        return f"harness resume {shlex.quote(key)}"
+    return f"{shlex.join(origin.command)} --resume {shlex.quote(key)}"
+
+
+def hint_interrupted(label: str, run_id: str, agent_id: str, origin: Origin | None) -> None:
+    """Say on stderr, once per process, how to go on with an interrupted run."""
+    if _Once.hint_printed:
+        return
+    _Once.hint_printed = True
+    key = join_key(run_id, agent_id)
+    print(f"\n{label} interrupted — checkpoint saved.\nResume: {resume_command(origin, key)}", file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal something a resumed script should not hide."""
+    print(text, file=sys.stderr, flush=True)

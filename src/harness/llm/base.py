@@ -1,0 +1,93 @@
+"""The port to a language model: one verb, a stream of deltas that ends with the whole response."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+
+from harness.agent import LLMSettings
+from harness.budget import Usage
+from harness.messages import JSON, Message, Part
+from harness.records import FinishReason
+from harness.tools.base import ToolSpec
+
+
+class LLMRequest(msgspec.Struct, frozen=True):
+    """Everything a model call needs.
+
+    Attributes:
+        system: the system prompt.
+        messages: the conversation after it, read-only.
+        tools: the tools the model may call, with their schemas.
+        settings: temperature and the like.
+        confidence: ask for a confidence with the final answer.
+        response_schema: a JSON schema the reply must match; None for free text or tool calls.
+    """
+
+    system: str
+    messages: Sequence[Message]
+    tools: Sequence[ToolSpec] = ()
+    settings: LLMSettings = LLMSettings()
+    confidence: bool = False
+    response_schema: Mapping[str, JSON] | None = None
+
+
+class TextDelta(msgspec.Struct, frozen=True):
+    """A piece of the reply's text, as it arrives."""
+
+    text: str
+
+
+class ReasoningDelta(msgspec.Struct, frozen=True):
+    """A piece of the model's reasoning, as it arrives."""
+
+    text: str
+
+
+class LLMResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A whole reply.
+
+    Attributes:
+        parts: text, reasoning and tool calls in the model's order.
+        finish: why the reply ended. A reply that ended for ``length`` is never acted on.
+        usage: what the call used; ``unpriced=1`` where its price is unknown.
+        model: the model that answered, as the provider names it.
+        response_id: the provider's id of the response.
+        malformed: what is wrong with the reply, in words the model can act on; empty for a good one.
+        confidence: how sure the model says it is of a final answer, 0 to 1; None where it did not say.
+    """
+
+    parts: tuple[Part, ...]
+    finish: FinishReason
+    usage: Usage = Usage()
+    model: str = ""
+    response_id: str = ""
+    malformed: str = ""
+    confidence: float | None = None
+
+
+class ResponseDone(msgspec.Struct, frozen=True):
+    """The last item of every stream: the whole response."""
+
+    response: LLMResponse
+
+
+LLMDelta: TypeAlias = TextDelta | ReasoningDelta | ResponseDone
+
+
+@runtime_checkable
+class LLM(Protocol):
+    """A language model.
+
+    ``stream`` makes one attempt: no retries of its own. It raises LLMError (``transient=True`` where the same call
+    may succeed later) and yields ResponseDone last; a stream that ends without one is a MalformedResponse.
+    """
+
+    name: str
+    provider: str
+
+    def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+        """Make the call and yield its deltas."""
+        ...

@@ -1,0 +1,398 @@
+"""The journal: every record a run can hold, and how they are written to disk.
+
+Rules of evolution: a field never changes its type, a tag is never used for something else, any new field or tag
+raises ``VERSION``, and a journal of a higher version is refused by name. New fields have defaults, so that every
+release reads every older journal.
+
+Calls are addressed by name: scope, step and position. An outcome's ``clock_s`` is the number of seconds during which
+the run had been driven when it came, on a clock that does not jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from harness.budget import Spent, Usage
+from harness.errors import CheckpointCorrupt, RecordTooNew
+from harness.messages import Image, Part
+
+VERSION = 1
+"""The version of the records this release writes."""
+
+Effect: TypeAlias = Literal["read", "idempotent", "once"]
+"""What running a tool twice means: nothing; nothing with the same idempotency key; a second effect."""
+
+EFFECT_STRICTNESS: dict[Effect, int] = {"read": 0, "idempotent": 1, "once": 2}
+
+FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "error"]
+
+LLMPurpose: TypeAlias = Literal["step", "compaction"]
+
+ToolStatus: TypeAlias = Literal[
+    "ok",  # the tool returned
+    "error",  # the tool raised
+    "invalid",  # unknown tool or arguments that do not fit; it never ran
+    "timeout",  # it did not end in time; a read or idempotent tool may simply be called again
+    "unknown",  # it was started and its outcome cannot be known; it is not run again
+    "reconciled",  # its reconcile() found the result of a call whose outcome was lost
+    "unrepresentable",  # it succeeded, its result cannot be written down
+]
+
+FailureReason: TypeAlias = Literal["llm", "budget", "max_steps", "no_progress", "malformed", "length", "refused"]
+
+
+class ProcessId(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A process that cannot be mistaken for a later one with the same number.
+
+    Attributes:
+        host: the machine's name, for people.
+        boot_id: changes when the machine starts anew.
+        pid: the process number.
+        start_time: when the process started, in the kernel's own unit.
+    """
+
+    host: str
+    boot_id: str
+    pid: int
+    start_time: str
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a run came to be, so that a person can be told how to go on with it.
+
+    Attributes:
+        kind: ``cli`` for the harness command, ``script`` for a user's own program.
+        command: the words that start it again, without ``--resume``.
+        cwd: the folder it was started in.
+        settings: what the harness command needs to build the same runtime again.
+    """
+
+    kind: Literal["cli", "script"]
+    command: tuple[str, ...] = ()
+    cwd: str = ""
+    settings: dict[str, str] = {}
+
+
+class Fingerprints(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Short digests of what a run was configured with.
+
+    Attributes:
+        agent: the agent's settings without its prompt.
+        prompt: the agent's system prompt.
+        llm: the model's provider and name, readable.
+        tools: a digest of each tool's definition, by name.
+    """
+
+    agent: str
+    prompt: str
+    llm: str
+    tools: dict[str, str] = {}
+
+
+class ForkPoint(msgspec.Struct, frozen=True):
+    """Where a forked run was copied from.
+
+    Attributes:
+        run_id: the run it was copied from.
+        step: the first step that was not copied.
+        copied: how many records after RunStarted are copies.
+    """
+
+    run_id: str
+    step: int
+    copied: int
+
+
+class RunStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The first record of every run."""
+
+    version: int
+    goal: str
+    agent_id: str
+    fingerprints: Fingerprints
+    tokens: int = 0
+    strategy: Literal["react"] = "react"
+    origin: Origin | None = None
+    forked_from: ForkPoint | None = None
+
+
+class DriverStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A driver took the run. Calls started in an older epoch without an outcome are in doubt from here on."""
+
+    version: int
+    epoch: int
+    process: ProcessId
+
+
+class ConfigDiffers(msgspec.Struct, frozen=True, tag=True):
+    """A resume found a configuration other than the last one, and goes on with the new one."""
+
+    changes: tuple[str, ...]
+    fingerprints: Fingerprints
+
+
+class LLMStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A model call is about to be sent.
+
+    The request is a pure projection of the journal before this record and of the configuration, so this record's
+    place identifies exactly what was asked.
+
+    Attributes:
+        tokens: estimated tokens of the request.
+        upto: for a compaction, how many of the messages shown are summarised.
+    """
+
+    step: int
+    scope: str = ""
+    attempt: int = 1
+    purpose: LLMPurpose = "step"
+    tokens: int = 0
+    upto: int = 0
+
+
+class LLMFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A model call was answered. What it cost is in the same record.
+
+    Attributes:
+        parts: the reply: text, reasoning and tool calls in the model's order.
+        malformed: what is wrong with the reply, if it could not be understood.
+        confidence: how sure the model says it is of a final answer, 0 to 1.
+        tokens: estimated tokens of the reply as a message of the conversation.
+    """
+
+    step: int
+    clock_s: float
+    parts: tuple[Part, ...]
+    finish: FinishReason
+    usage: Usage
+    scope: str = ""
+    attempt: int = 1
+    purpose: LLMPurpose = "step"
+    model: str = ""
+    response_id: str = ""
+    malformed: str = ""
+    confidence: float | None = None
+    tokens: int = 0
+
+
+class LLMFailed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A model call ended without a reply that can be used.
+
+    Attributes:
+        transient: whether the same call may succeed later.
+        retry_in_s: seconds to wait before that, chosen with chance and therefore written down.
+    """
+
+    step: int
+    clock_s: float
+    error: str
+    transient: bool
+    scope: str = ""
+    attempt: int = 1
+    purpose: LLMPurpose = "step"
+    retry_in_s: float = 0.0
+    refused: bool = False
+    usage: Usage = Usage()
+
+
+class ToolStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A tool is about to run (or, with ``reconcile``, to be asked what became of an earlier start)."""
+
+    step: int
+    index: int
+    tool: str
+    effect: Effect
+    scope: str = ""
+    attempt: int = 1
+    reconcile: bool = False
+
+
+class ToolNotDone(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A tool's ``reconcile`` says that the lost call had no effect: it may be run."""
+
+    step: int
+    index: int
+    clock_s: float
+    scope: str = ""
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """What was left out of a text for the model.
+
+    Attributes:
+        chars: length of the whole text.
+        blob: the digest under which the store keeps it.
+    """
+
+    chars: int
+    blob: str
+
+
+class ToolFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """A tool call has its result.
+
+    Attributes:
+        text: what the model sees.
+        cut: set when ``text`` is shorter than the result; the whole is a blob.
+        images: images the tool returned.
+        tokens: estimated tokens of the result as a message of the conversation.
+    """
+
+    step: int
+    index: int
+    tool: str
+    status: ToolStatus
+    text: str
+    clock_s: float
+    scope: str = ""
+    cut: Cut | None = None
+    images: tuple[Image, ...] = ()
+    tokens: int = 0
+
+
+class Noted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The harness tells the model something: its reply was malformed, cut, or brings nothing new."""
+
+    step: int
+    reason: Literal["malformed", "length", "no_progress"]
+    text: str
+    scope: str = ""
+    tokens: int = 0
+
+
+class Dropped(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The oldest messages up to ``upto`` are shown to the model no more; summarising did not make enough room."""
+
+    step: int
+    upto: int
+    scope: str = ""
+
+
+class RunFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The run has its answer. Final."""
+
+    answer: str
+    confidence: float
+    steps: int
+    spent: Spent
+
+
+class RunFailed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """The run stopped without an answer. Resuming it goes on after Reopened.
+
+    Attributes:
+        answer: the best partial answer: the last text the model gave.
+    """
+
+    reason: FailureReason
+    error: str
+    steps: int
+    spent: Spent
+    answer: str = ""
+
+
+class RunCancelled(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Somebody ended the run. Final."""
+
+    reason: str
+    steps: int
+    spent: Spent
+
+
+class Reopened(msgspec.Struct, frozen=True, tag=True):
+    """A failed run goes on: limits on steps and attempts count from here."""
+
+    reason: str
+
+
+Record: TypeAlias = (
+    RunStarted
+    | DriverStarted
+    | ConfigDiffers
+    | LLMStarted
+    | LLMFinished
+    | LLMFailed
+    | ToolStarted
+    | ToolNotDone
+    | ToolFinished
+    | Noted
+    | Dropped
+    | RunFinished
+    | RunFailed
+    | RunCancelled
+    | Reopened
+)
+
+TERMINAL = (RunFinished, RunFailed, RunCancelled)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One record in its place.
+
+    Attributes:
+        run_id: the run it belongs to.
+        seq: its place, from 1, without gaps.
+        at: when it was appended, seconds since the epoch.
+        record: the record itself.
+    """
+
+    run_id: str
+    seq: int
+    at: float
+    record: Record
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(list[Record])
+_probe = msgspec.json.Decoder(list[dict[str, object]])
+_KNOWN = frozenset(kind.__name__ for kind in Record.__args__)  # type: ignore[attr-defined]  # a union alias has __args__
+
+
+def encode(records: Sequence[Record]) -> bytes:
+    """Write records as one JSON array."""
+    return _encoder.encode(records)
+
+
+def decode(data: bytes, *, where: str = "journal") -> list[Record]:
+    """Read what ``encode`` wrote.
+
+    Args:
+        data: a JSON array of records.
+        where: names the source in an error.
+
+    Raises:
+        RecordTooNew: a record's type or version is unknown to this release.
+        CheckpointCorrupt: the bytes are not records.
+    """
+    try:
+        records = _decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _explain(data, where, error) from None
+    for record in records:
+        if isinstance(record, (RunStarted, DriverStarted)) and record.version > VERSION:
+            raise RecordTooNew(_too_new(where, f"version {record.version}"))
+    return records
+
+
+def _explain(data: bytes, where: str, error: Exception) -> RecordTooNew | CheckpointCorrupt:
+    try:
+        raw = _probe.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return CheckpointCorrupt(f"{where} holds bytes that are not a journal: {error}")
+    for record in raw:
+        version, tag = record.get("version", 0), record.get("type")
+        if isinstance(version, int) and version > VERSION:
+            return RecordTooNew(_too_new(where, f"version {version}"))
+        if isinstance(tag, str) and tag not in _KNOWN:
+            return RecordTooNew(_too_new(where, f"a record {tag!r}"))
+    return CheckpointCorrupt(f"{where} holds a record this release cannot read: {error}")
+
+
+def _too_new(where: str, what: str) -> str:
+    return (
+        f"{where} was written by a newer react-agent-harness ({what}; this one reads up to version {VERSION}): "
+        "upgrade with pip install -U react-agent-harness"
+    )

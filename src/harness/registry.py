@@ -1,0 +1,160 @@
+"""Names to things: agents and tools, and the digests a run keeps of them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from harness.agent import AgentConfig
+from harness.errors import ConfigError
+from harness.llm.base import LLM
+from harness.records import Fingerprints
+from harness.tools import as_tool
+from harness.tools.base import Tool, ToolSpec
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a name that is not known: the nearest one, and all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(map(repr, known)) or 'none'})"
+
+
+class AgentRegistry:
+    """The agents of a runtime, by id.
+
+    >>> AgentRegistry().register(AgentConfig("reader")).all_ids()
+    ['reader']
+    """
+
+    def __init__(self, agents: Iterable[AgentConfig] = ()) -> None:
+        self._agents: dict[str, AgentConfig] = {}
+        for agent in agents:
+            self.register(agent)
+
+    def register(self, agent: AgentConfig) -> AgentRegistry:
+        """Add an agent and return the registry.
+
+        Raises:
+            ConfigError: the id is taken, or this is no AgentConfig.
+        """
+        if not isinstance(agent, AgentConfig):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise ConfigError(f"an agent must be an AgentConfig, not {type(agent).__name__}")
+        if agent.agent_id in self._agents:
+            raise ConfigError(f"agent {agent.agent_id!r} is registered twice")
+        self._agents[agent.agent_id] = agent
+        return self
+
+    def get(self, agent_id: str) -> AgentConfig:
+        """Return an agent.
+
+        Raises:
+            ConfigError: there is none with this id; the text names the nearest.
+        """
+        if agent_id not in self._agents:
+            raise ConfigError(f"unknown agent {agent_id!r}{nearest(agent_id, self._agents)}")
+        return self._agents[agent_id]
+
+    def all_ids(self) -> list[str]:
+        """Return the ids in the order of registration."""
+        return list(self._agents)
+
+
+class ToolRegistry:
+    """The tools of a runtime, by name. Typed functions and objects with ``name`` and ``execute`` are wrapped.
+
+    >>> def add(a: int, b: int) -> int:
+    ...     "Add two numbers."
+    ...     return a + b
+    >>> ToolRegistry().register(add).all_names()
+    ['add']
+    """
+
+    def __init__(self, tools: Iterable[object] = ()) -> None:
+        self._tools: dict[str, Tool] = {}
+        for tool in tools:
+            self.register(tool)
+
+    def register(self, tool: object) -> ToolRegistry:
+        """Add a tool and return the registry.
+
+        Raises:
+            ConfigError: the name is taken, or no tool can be made of the object.
+        """
+        wrapped = as_tool(tool)
+        name = wrapped.spec.name
+        if name in self._tools:
+            raise ConfigError(f"tool {name!r} is registered twice")
+        self._tools[name] = wrapped
+        return self
+
+    def get(self, name: str) -> Tool:
+        """Return a tool.
+
+        Raises:
+            ConfigError: there is none with this name; the text names the nearest.
+        """
+        if name not in self._tools:
+            raise ConfigError(f"unknown tool {name!r}{nearest(name, self._tools)}")
+        return self._tools[name]
+
+    def all_names(self) -> list[str]:
+        """Return the names in the order of registration."""
+        return list(self._tools)
+
+    def of_agent(self, agent: AgentConfig) -> dict[str, Tool]:
+        """Return the tools an agent may call, by name.
+
+        Raises:
+            ConfigError: ``allowed_tools`` names a tool that is not registered.
+        """
+        if agent.allowed_tools is None:
+            return dict(self._tools)
+        for name in agent.allowed_tools:
+            if name not in self._tools:
+                raise ConfigError(
+                    f"agent {agent.agent_id!r} allows an unknown tool {name!r}{nearest(name, self._tools)}"
+                )
+        return {name: self._tools[name] for name in agent.allowed_tools}
+
+
+def _digest(*parts: object) -> str:
+    data = msgspec.json.encode(parts, order="deterministic", enc_hook=repr)
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+_NOT_SETTINGS = frozenset({"agent_id", "system_prompt", "llm", "token_counter"})
+
+
+def fingerprints(agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM) -> Fingerprints:
+    """Digest what a run is configured with."""
+    settings = [(n, getattr(agent, n)) for n in agent.__struct_fields__ if n not in _NOT_SETTINGS]
+    return Fingerprints(
+        agent=_digest(settings),
+        prompt=_digest(agent.system_prompt),
+        llm=f"{llm.provider}:{llm.name}",
+        tools={n: _digest(s.name, s.description, s.schema, s.effect) for n, s in specs.items()},
+    )
+
+
+def differences(old: Fingerprints, new: Fingerprints) -> tuple[str, ...]:
+    """Say in words what differs between two configurations."""
+    changes: list[str] = []
+    if old.agent != new.agent:
+        changes.append("the agent's settings")
+    if old.prompt != new.prompt:
+        changes.append("the system prompt")
+    if old.llm != new.llm:
+        changes.append(f"the llm ({old.llm} -> {new.llm})")
+    for name in sorted(old.tools.keys() | new.tools.keys()):
+        if name not in new.tools:
+            changes.append(f"tool {name!r} is gone")
+        elif name not in old.tools:
+            changes.append(f"tool {name!r} is new")
+        elif old.tools[name] != new.tools[name]:
+            changes.append(f"tool {name!r} is defined differently")
+    return tuple(changes)

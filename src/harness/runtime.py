@@ -1,0 +1,562 @@
+"""AgentRuntime: wire agents, tools, a model and a store once, and run any goal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import warnings
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from types import TracebackType
+from typing import TypeVar
+
+import msgspec
+
+from harness import host
+from harness.active import ActiveRun
+from harness.agent import AgentConfig
+from harness.budget import GuardrailConfig
+from harness.checkpoint.base import CheckpointStore, Owner, RunQuery, RunSummary, this_process
+from harness.errors import ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
+from harness.events import Event
+from harness.keys import join_key, new_run_id, split_key
+from harness.llm import as_llm
+from harness.perform import Workbench
+from harness.records import (
+    VERSION,
+    ConfigDiffers,
+    DriverStarted,
+    Entry,
+    ForkPoint,
+    LLMStarted,
+    Origin,
+    Record,
+    Reopened,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    ToolFinished,
+)
+from harness.registry import AgentRegistry, ToolRegistry, differences, fingerprints
+from harness.result import RunResult, result_of
+from harness.state import RunState, fold
+from harness.strategies.base import RunConfig
+from harness.stream import RunLog, Viewer
+from harness.working_memory import chars_over_four
+
+T = TypeVar("T")
+
+logger = logging.getLogger("harness")
+
+
+class AgentRuntime:
+    """Everything a run needs, wired once.
+
+    Args:
+        llm: the model: an ``LLM``, or any object with ``async complete(system, messages, **kw)``.
+        agents: the agents, as a list; or give a registry.
+        tools: the tools, as a list of functions and objects; or give a registry.
+        agent_registry: the agents.
+        tool_registry: the tools.
+        guardrail_config: the limits of every run; the defaults are GuardrailConfig's.
+        checkpoint_store: where runs are kept; None keeps them in one SQLite file in the state directory.
+        deps: the user's own object, handed to tools as ``ToolContext.deps``.
+        auto_resume: whether the first entry call honours ``--resume KEY`` in ``sys.argv``.
+        strict: whether a resume refuses a configuration that differs from the run's.
+        origin: how runs are said to have been started; None describes the running script.
+
+    Raises:
+        ConfigError: an agent allows an unknown tool, a name is taken, an object is no model or no tool.
+
+    >>> from harness.checkpoint import MemoryCheckpointStore
+    >>> from harness.testing import ScriptedLLM
+    >>> runtime = AgentRuntime(
+    ...     llm=ScriptedLLM(["It is 4."]), agents=[AgentConfig("maths")], checkpoint_store=MemoryCheckpointStore()
+    ... )
+    >>> runtime.run_sync(runtime.run_agent("maths", "What is 2 + 2?")).answer
+    'It is 4.'
+    """
+
+    def __init__(
+        self,
+        *,
+        llm: object,
+        agents: Iterable[AgentConfig] = (),
+        tools: Iterable[object] = (),
+        agent_registry: AgentRegistry | None = None,
+        tool_registry: ToolRegistry | None = None,
+        guardrail_config: GuardrailConfig | None = None,
+        checkpoint_store: CheckpointStore | None = None,
+        deps: object = None,
+        auto_resume: bool = True,
+        strict: bool = False,
+        origin: Origin | None = None,
+    ) -> None:
+        self.agent_registry = AgentRegistry() if agent_registry is None else agent_registry
+        self.tool_registry = ToolRegistry() if tool_registry is None else tool_registry
+        for agent in agents:
+            self.agent_registry.register(agent)
+        for tool in tools:
+            self.tool_registry.register(tool)
+        for agent_id in self.agent_registry.all_ids():
+            self.tool_registry.of_agent(self.agent_registry.get(agent_id))
+        self._llm = as_llm(llm)
+        self._limits = guardrail_config or GuardrailConfig()
+        self._store = checkpoint_store
+        self._owns_store = checkpoint_store is None
+        self._memory_store: CheckpointStore | None = None
+        self._deps = deps
+        self._auto_resume = auto_resume
+        self._strict = strict
+        self._origin = origin
+        self._process = this_process()
+        self._active: dict[str, ActiveRun] = {}
+        self._starting: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    # -- entry points ---------------------------------------------------------------------------
+
+    async def run_agent(self, agent_id: str, task: str, *, run_id: str | None = None) -> RunResult:
+        """Run one agent on a task and return what came of it.
+
+        Args:
+            agent_id: a registered agent.
+            task: the goal, in words.
+            run_id: your own id for the run. An id that exists attaches to that run: it never runs twice.
+
+        Raises:
+            ConfigError: the agent is unknown.
+            RunIdTaken: ``run_id`` names a run with another goal or agent.
+            OwnershipLost: another process drives this run.
+            CheckpointError: the journal cannot be read or written.
+        """
+        return await self._wait(lambda: self._begin(agent_id, task, run_id))
+
+    def run_agent_stream(
+        self, agent_id: str, task: str, *, run_id: str | None = None, tokens: bool = False
+    ) -> RunStream:
+        """Run one agent on a task and yield its events; see ``run_agent``.
+
+        Args:
+            agent_id: a registered agent.
+            task: the goal, in words.
+            run_id: your own id for the run.
+            tokens: also yield TOKEN events.
+        """
+        return RunStream(lambda: self._begin(agent_id, task, run_id), tokens=tokens, replay=False, on_cut=self._hint)
+
+    async def resume(self, key: str, *, strict: bool | None = None) -> RunResult:
+        """Go on with a run; a finished one returns its result.
+
+        Args:
+            key: ``<run_id>`` or ``<run_id>:<agent_id>``.
+            strict: refuse a configuration that differs; None takes the runtime's setting.
+
+        Raises:
+            RunNotFound: no run is stored under the key.
+            ConfigChanged: strict, and the configuration differs.
+            ConfigError: the run's agent is not registered here.
+            OwnershipLost: another process drives this run.
+        """
+        return await self._wait(lambda: self._resume(key, strict))
+
+    def resume_stream(
+        self, key: str, *, replay: bool = False, tokens: bool = False, strict: bool | None = None
+    ) -> RunStream:
+        """Go on with a run and yield RESUMED and what is new; see ``resume``.
+
+        Args:
+            key: ``<run_id>`` or ``<run_id>:<agent_id>``.
+            replay: yield the run's events from its start.
+            tokens: also yield TOKEN events.
+            strict: refuse a configuration that differs; None takes the runtime's setting.
+        """
+        return RunStream(lambda: self._resume(key, strict), tokens=tokens, replay=replay, on_cut=self._hint)
+
+    async def fork(self, key: str, *, at: int | None = None, run_id: str | None = None) -> str:
+        """Copy a run up to a step under a new id; ``resume`` the new one to drive it.
+
+        Args:
+            key: the run to copy.
+            at: the first step that is not copied; None copies all but the last step.
+            run_id: the new run's id; None makes one.
+
+        Returns:
+            The new run's id.
+
+        Raises:
+            RunNotFound: no run is stored under the key.
+            RunIdTaken: the new id exists.
+            ConfigError: the run has no such step.
+        """
+        source = split_key(key)[0]
+        entries = [entry async for entry in self.store.read(source)]
+        if not entries:
+            raise RunNotFound(key)
+        new_id = run_id or new_run_id()
+        records = fork_records(source, entries, at)
+        owner = await self.store.claim(new_id, self._process)
+        try:
+            if [entry async for entry in self.store.read(new_id)]:
+                raise RunIdTaken(f"run id {new_id!r} exists; choose another for the fork")
+            for record in records:
+                if isinstance(record, ToolFinished) and record.cut:
+                    await self.store.put_blob(new_id, await self.store.get_blob(source, record.cut.blob))
+            await self.store.append(new_id, 0, records, owner=owner)
+        finally:
+            await self.store.release(owner)
+        return new_id
+
+    def runs(self, query: RunQuery | None = None) -> AsyncIterator[RunSummary]:
+        """Yield summaries of the stored runs, the last started first."""
+        return self.store.runs(query or RunQuery())
+
+    async def recover(self) -> list[RunResult]:
+        """Go on with every run that was left unfinished and whose agent is registered here; return their results."""
+        waiting = [run async for run in self.store.runs(RunQuery(status="interrupted"))]
+        known = set(self.agent_registry.all_ids())
+        results = await asyncio.gather(
+            *(self.resume(join_key(run.run_id)) for run in waiting if run.agent_id in known), return_exceptions=True
+        )
+        done: list[RunResult] = []
+        for result in results:
+            if isinstance(result, OwnershipLost):
+                continue
+            if isinstance(result, BaseException):
+                raise result
+            done.append(result)
+        return done
+
+    def run_sync(self, entry: Awaitable[T]) -> T:
+        """Run an entry call to its end from a script that has no event loop, and close the runtime."""
+
+        async def main() -> T:
+            async with self:
+                return await entry
+
+        return asyncio.run(main())
+
+    async def aclose(self) -> None:
+        """Stop what still runs here (it can be resumed) and close the store, if it is the runtime's own."""
+        await asyncio.gather(*(run.stop() for run in list(self._active.values())))
+        if self._store is not None and self._owns_store:
+            await self._store.close()
+            self._store = None
+
+    async def __aenter__(self) -> AgentRuntime:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._active:
+            await asyncio.wait({run.task for run in self._active.values()})
+        await self.aclose()
+
+    @property
+    def store(self) -> CheckpointStore:
+        """Where runs are kept."""
+        if self._store is None:
+            from harness.checkpoint.sqlite import SQLiteCheckpointStore
+
+            self._store = SQLiteCheckpointStore(host.default_database())
+        return self._store
+
+    # -- starting -------------------------------------------------------------------------------
+
+    async def _begin(self, agent_id: str, goal: str, run_id: str | None) -> Started:
+        if self._auto_resume and (key := host.maybe_resume_key()) is not None:
+            return await self._resume(key, None, announce=True)
+        agent = self.agent_registry.get(agent_id)
+        if run_id is None:
+            return await self._open(new_run_id(), agent, goal, self._store_for(agent))
+        async with self._lock(run_id):
+            return await self._open(run_id, agent, goal, self._store_for(agent))
+
+    async def _resume(self, key: str, strict: bool | None, *, announce: bool = False) -> Started:
+        run_id, *rest = split_key(key)
+        async with self._lock(run_id):
+            if (active := self._active.get(run_id)) is not None:
+                return active
+            entries = [entry async for entry in self.store.read(run_id)]
+            if not entries:
+                raise RunNotFound(key)
+            state = fold(run_id, entries)
+            agent_id = state.started.agent_id if state.started else ""
+            if rest and rest != [agent_id]:
+                raise RunNotFound(key)
+            if state.over is not None:
+                return _Over(state, entries)
+            agent = self.agent_registry.get(agent_id)
+            return await self._open(run_id, agent, None, self.store, strict=strict, announce=announce)
+
+    async def _open(
+        self,
+        run_id: str,
+        agent: AgentConfig,
+        goal: str | None,
+        store: CheckpointStore,
+        *,
+        strict: bool | None = None,
+        announce: bool = False,
+    ) -> Started:
+        if (active := self._active.get(run_id)) is not None:
+            self._check_same(active.log.entries, run_id, agent, goal)
+            return active
+        wiring = _Wiring(self, agent, store)
+        owner = await store.claim(run_id, self._process)
+        try:
+            entries = [entry async for entry in store.read(run_id)]
+            self._check_same(entries, run_id, agent, goal)
+            state = fold(run_id, entries)
+            if state.over is not None:
+                await store.release(owner)
+                return _Over(state, entries)
+            opening = self._opening(state, wiring, goal, strict=strict, announce=announce)
+        except BaseException:
+            await store.release(owner)
+            raise
+        run = ActiveRun(
+            store,
+            owner,
+            state=state,
+            entries=entries,
+            opening=opening,
+            make_bench=lambda log: wiring.bench(run_id, log),
+            agent_id=agent.agent_id,
+        )
+        self._active[run_id] = run
+        run.task.add_done_callback(lambda _: self._active.pop(run_id, None))
+        return run
+
+    def _opening(
+        self, state: RunState, wiring: _Wiring, goal: str | None, *, strict: bool | None, announce: bool
+    ) -> list[Record]:
+        if state.started is None:
+            text = (goal or "").encode("utf-8", "replace").decode()
+            tokens = wiring.config.count(text)
+            origin = self._origin or host.script_origin()
+            return [RunStarted(VERSION, text, wiring.agent.agent_id, wiring.fingerprints, tokens, origin=origin)]
+        opening: list[Record] = []
+        old = state.fingerprints
+        if old is not None and (changes := differences(old, wiring.fingerprints)):
+            if self._strict if strict is None else strict:
+                raise ConfigChanged(f"run {state.run_id!r} was started with another configuration: {'; '.join(changes)}")
+            logger.warning("run %r goes on with another configuration: %s", state.run_id, "; ".join(changes))
+            if announce:
+                host.say(f"Changed since the run was last driven: {'; '.join(changes)}")
+            opening.append(ConfigDiffers(changes, wiring.fingerprints))
+        if state.failed is not None:
+            opening.append(Reopened(state.failed.error))
+        return opening
+
+    def _check_same(self, entries: list[Entry], run_id: str, agent: AgentConfig, goal: str | None) -> None:
+        if goal is None or not entries:
+            return
+        first = entries[0].record
+        if not isinstance(first, RunStarted) or (first.goal, first.agent_id) != (goal, agent.agent_id):
+            raise RunIdTaken(f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it")
+
+    def _store_for(self, agent: AgentConfig) -> CheckpointStore:
+        if agent.checkpoint_every:
+            return self.store
+        if self._memory_store is None:
+            from harness.checkpoint.memory import MemoryCheckpointStore
+
+            self._memory_store = MemoryCheckpointStore()
+        return self._memory_store
+
+    def _lock(self, run_id: str) -> asyncio.Lock:
+        lock = self._starting.get(run_id)
+        if lock is None:
+            lock = self._starting[run_id] = asyncio.Lock()
+        return lock
+
+    async def _wait(self, start: Callable[[], Coroutine[None, None, Started]]) -> RunResult:
+        run = await start()
+        if isinstance(run, _Over):
+            return run.result()
+        run.join()
+        try:
+            return await asyncio.shield(run.task)
+        except asyncio.CancelledError:
+            await run.leave()
+            self._hint(run)
+            raise
+
+    def _hint(self, run: ActiveRun) -> None:
+        """Say how to go on, where a checkpoint exists that survives this process."""
+        if run.exists and run.survives and not run.finished:
+            first = run.log.entries[0].record
+            origin = first.origin if isinstance(first, RunStarted) else None
+            host.hint_interrupted("Run", run.run_id, run.agent_id, origin)
+
+
+class _Wiring:
+    """One agent's model, tools and configuration, resolved."""
+
+    def __init__(self, runtime: AgentRuntime, agent: AgentConfig, store: CheckpointStore) -> None:
+        self.agent = agent
+        self._runtime = runtime
+        self._store = store
+        self._tools = runtime.tool_registry.of_agent(agent)
+        self._llm = runtime._llm if agent.llm is None else as_llm(agent.llm)  # pyright: ignore[reportPrivateUsage] - one module
+        specs = {name: tool.spec for name, tool in self._tools.items()}
+        count = agent.token_counter or chars_over_four
+        overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
+        limits = runtime._limits  # pyright: ignore[reportPrivateUsage] - one module
+        self.config = RunConfig(agent, specs, limits, overhead, count)
+        self.fingerprints = fingerprints(agent, specs, self._llm)
+
+    def bench(self, run_id: str, log: RunLog) -> Workbench:
+        """Build what a driver performs calls with."""
+        deps = self._runtime._deps  # pyright: ignore[reportPrivateUsage] - one module
+        return Workbench(run_id, self.config, self._llm, self._tools, self._store, log, deps)
+
+
+class _Over:
+    """A run that is over for good: nothing to drive."""
+
+    def __init__(self, state: RunState, entries: list[Entry]) -> None:
+        self._state = state
+        self.agent_id = state.started.agent_id if state.started else ""
+        self.log = RunLog(state.run_id, self.agent_id, entries)
+        self.log.end()
+        self.first = len(entries) - 1
+
+    def result(self) -> RunResult:
+        """Return what it came to."""
+        result = result_of(self._state, self.log.entries)
+        assert result is not None  # made of a journal with a final record only
+        return result
+
+
+Started = ActiveRun | _Over
+
+
+class RunStream:
+    """A run's events: an async context manager and an async iterable.
+
+    Leaving the ``async with`` stops the run and waits until everything it started has ended; the run can be resumed.
+    A plain ``async for`` that is abandoned stops it when the stream is finalised, with a ResourceWarning.
+
+    Attributes:
+        result: what the run came to, once the stream has ended.
+
+    >>> from harness.checkpoint import MemoryCheckpointStore
+    >>> from harness.testing import ScriptedLLM
+    >>> async def main():
+    ...     runtime = AgentRuntime(
+    ...         llm=ScriptedLLM(["Hello."]), agents=[AgentConfig("a")], checkpoint_store=MemoryCheckpointStore()
+    ...     )
+    ...     async with runtime.run_agent_stream("a", "Greet me.") as events:
+    ...         return [event.type.value async for event in events]
+    >>> asyncio.run(main())
+    ['STARTED', 'THOUGHT', 'TASK_DONE']
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Coroutine[None, None, Started]],
+        *,
+        tokens: bool,
+        replay: bool,
+        on_cut: Callable[[ActiveRun], None],
+    ) -> None:
+        self._start = start
+        self._tokens = tokens
+        self._replay = replay
+        self._on_cut = on_cut
+        self._run: Started | None = None
+        self._viewer: Viewer | None = None
+        self._closed = False
+        self.result: RunResult | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; empty until the stream was entered or its first event asked for."""
+        return self._run.log.run_id if self._run is not None else ""
+
+    async def __aenter__(self) -> RunStream:
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cut = kind is not None and issubclass(kind, (asyncio.CancelledError, KeyboardInterrupt, SystemExit))
+        await self._close(cut=cut)
+
+    def __aiter__(self) -> RunStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        viewer = self._viewer or await self._open()
+        try:
+            event = await viewer.next()
+        except asyncio.CancelledError:
+            await self._close(cut=True)
+            raise
+        if event is not None:
+            return event
+        if self.result is None:
+            run = self._run
+            self.result = run.result() if isinstance(run, _Over) else await asyncio.shield(run.task)  # type: ignore[union-attr]  # a viewer exists only of a run
+            self._closed = True
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Leave the stream; see the class."""
+        await self._close(cut=False)
+
+    async def _open(self) -> Viewer:
+        if self._closed:
+            raise ConfigError("this stream was closed; resume the run to see more of it")
+        if self._run is None:
+            self._run = await self._start()
+            if isinstance(self._run, ActiveRun):
+                self._run.join()
+            self._viewer = self._run.log.view(0 if self._replay else self._run.first, tokens=self._tokens)
+        assert self._viewer is not None  # made together with the run
+        return self._viewer
+
+    async def _close(self, *, cut: bool) -> None:
+        if self._closed or not isinstance(self._run, ActiveRun) or self._viewer is None:
+            self._closed = True
+            return
+        self._closed = True
+        run = self._run
+        run.log.leave(self._viewer)
+        await run.leave()
+        if cut:
+            self._on_cut(run)
+
+    def __del__(self) -> None:
+        run = self._run
+        if not self._closed and isinstance(run, ActiveRun) and not run.task.done():
+            warnings.warn(f"the stream of run {run.run_id!r} was left without being closed", ResourceWarning, source=self)
+            run.abandon()
+
+
+def fork_records(source: str, entries: list[Entry], at: int | None) -> list[Record]:
+    """Return the records of a fork: RunStarted anew, and the answered past before step ``at``.
+
+    Raises:
+        ConfigError: the run has no such step.
+    """
+    first = entries[0].record
+    assert isinstance(first, RunStarted)  # every journal begins with it
+    steps = [e.record.step for e in entries if isinstance(e.record, LLMStarted) and e.record.purpose == "step"]
+    last = max(steps, default=1)
+    at = last if at is None else at
+    if not 1 <= at <= last + 1:
+        raise ConfigError(f"run {source!r} has steps 1 to {last}; cannot fork it at {at}")
+    copied: list[Record] = []
+    for entry in entries[1:]:
+        record = entry.record
+        if isinstance(record, LLMStarted) and record.step >= at:
+            break
+        if not isinstance(record, (DriverStarted, ConfigDiffers, RunFailed, RunFinished, RunCancelled, Reopened)):
+            copied.append(record)
+    fork = ForkPoint(source, at, len(copied))
+    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied]

@@ -1,0 +1,173 @@
+"""What a run's viewers look at: its entries in memory, once, and the deltas of the call in flight.
+
+The run never waits for a viewer. A viewer is a cursor into the entries; deltas it has not taken are joined together,
+and those of calls that are recorded meanwhile are dropped, since the record holds the text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+
+from harness.events import Discarded, Event, Progress, Token, events_of
+from harness.records import Entry, Record
+
+MAX_BACKLOG = 64
+"""Groups of ephemeral events a slow viewer may have waiting."""
+
+
+class _Joined:
+    """Tokens that wait for a viewer, joined."""
+
+    __slots__ = ("reasoning", "texts")
+
+    def __init__(self, text: str, reasoning: bool) -> None:
+        self.texts = [text]
+        self.reasoning = reasoning
+
+
+class Viewer:
+    """One consumer's place in a run.
+
+    Args:
+        log: the run's log.
+        cursor: how many entries to skip.
+        tokens: whether to show TOKEN events.
+    """
+
+    __slots__ = ("_backlog", "_cursor", "_events", "_log", "_waiter", "tokens")
+
+    def __init__(self, log: RunLog, cursor: int, *, tokens: bool) -> None:
+        self._log = log
+        self._cursor = cursor
+        self.tokens = tokens
+        # (number of entries that come before, what to show)
+        self._backlog: deque[tuple[int, _Joined | Event]] = deque(maxlen=MAX_BACKLOG)
+        self._events: deque[Event] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Tell the viewer that there is something new."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def delta(self, text: str, reasoning: bool) -> None:
+        """Take a piece of a reply."""
+        place = len(self._log.entries)
+        if self._backlog:
+            at, last = self._backlog[-1]
+            if at == place and isinstance(last, _Joined) and last.reasoning == reasoning:
+                last.texts.append(text)
+                return
+        self._backlog.append((place, _Joined(text, reasoning)))
+        if self._waiter is not None:
+            self.wake()
+
+    def ephemeral(self, event: Event) -> None:
+        """Take an event that is no record."""
+        self._backlog.append((len(self._log.entries), event))
+        self.wake()
+
+    async def next(self) -> Event | None:
+        """Return the next event, waiting for it; None when the run's stream has ended and all was shown."""
+        events = self._events
+        while True:
+            if events:
+                return events.popleft()
+            log = self._log
+            if self._backlog and self._backlog[0][0] <= self._cursor:
+                return self._show(*self._backlog.popleft())
+            if self._cursor < len(log.entries):
+                entry = log.entries[self._cursor]
+                self._cursor += 1
+                events.extend(events_of(entry, log.agent_id))
+                continue
+            if log.ended:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def _show(self, place: int, item: _Joined | Event) -> Event:
+        if isinstance(item, _Joined):
+            log = self._log
+            text = "".join(item.texts)
+            return Token(log.run_id, log.agent_id, place, time.time(), text=text, reasoning=item.reasoning)
+        return item
+
+
+class RunLog:
+    """The entries of one run in this process, and who looks at them.
+
+    Attributes:
+        entries: every entry so far.
+        ended: nothing more will come.
+        wants_tokens: at least one viewer shows tokens.
+    """
+
+    __slots__ = ("_viewers", "agent_id", "ended", "entries", "run_id", "wants_tokens")
+
+    def __init__(self, run_id: str, agent_id: str, entries: list[Entry]) -> None:
+        self.run_id = run_id
+        self.agent_id = agent_id
+        self.entries = entries
+        self.ended = False
+        self.wants_tokens = False
+        self._viewers: list[Viewer] = []
+
+    @property
+    def seq(self) -> int:
+        """The last entry's place."""
+        return len(self.entries)
+
+    def publish(self, records: list[Record], at: float) -> None:
+        """Show records that were committed."""
+        entries, run_id = self.entries, self.run_id
+        seq = len(entries)
+        for record in records:
+            seq += 1
+            entries.append(Entry(run_id, seq, at, record))
+        for viewer in self._viewers:
+            viewer.wake()
+
+    def delta(self, text: str, reasoning: bool) -> None:
+        """Show a piece of a reply to the viewers that ask for tokens."""
+        for viewer in self._viewers:
+            if viewer.tokens:
+                viewer.delta(text, reasoning)
+
+    def discard(self, reason: str) -> None:
+        """Tell viewers of tokens to take back those of the call that was cut."""
+        for viewer in self._viewers:
+            if viewer.tokens:
+                viewer.ephemeral(Discarded(self.run_id, self.agent_id, self.seq, time.time(), reason=reason))
+
+    def progress(self, tool: str, text: str) -> None:
+        """Show how far a tool is."""
+        for viewer in self._viewers:
+            viewer.ephemeral(Progress(self.run_id, self.agent_id, self.seq, time.time(), tool=tool, text=text))
+
+    def end(self) -> None:
+        """Say that nothing more will come."""
+        self.ended = True
+        for viewer in self._viewers:
+            viewer.wake()
+
+    def view(self, cursor: int, *, tokens: bool) -> Viewer:
+        """Add a viewer that has seen ``cursor`` entries."""
+        viewer = Viewer(self, cursor, tokens=tokens)
+        self._viewers.append(viewer)
+        self.wants_tokens = any(v.tokens for v in self._viewers)
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """Remove a viewer."""
+        if viewer in self._viewers:
+            self._viewers.remove(viewer)
+        self.wants_tokens = any(v.tokens for v in self._viewers)
+
+

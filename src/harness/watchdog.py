@@ -1,0 +1,116 @@
+"""A deadline on a piece of code that costs one attribute write where nothing goes wrong.
+
+``asyncio.timeout`` makes a timer for every use. A run makes thousands of calls that end long before their deadline,
+so here one timer serves them all: it wakes up when the nearest deadline could be over and looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+STUCK_AFTER_S = 5.0
+"""Seconds a cancelled call may go on before it is given up as stuck."""
+
+INFINITY = float("inf")
+
+
+class Watchdog:
+    """Cancels the task that made it when the deadline set last is over.
+
+    Args:
+        on_stuck: called when the task has not come back some seconds after it was cancelled.
+
+    >>> async def main():
+    ...     watchdog = Watchdog()
+    ...     watchdog.start(0.01)
+    ...     try:
+    ...         await asyncio.sleep(10)
+    ...     except asyncio.CancelledError:
+    ...         if not watchdog.caught():
+    ...             raise
+    ...         return "too late"
+    >>> asyncio.run(main())
+    'too late'
+    """
+
+    __slots__ = ("_at", "_expired", "_hard", "_loop", "_on_stuck", "_silence", "_task", "_timer", "seen")
+
+    def __init__(self, on_stuck: Callable[[], None] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._on_stuck = on_stuck
+        self._timer: asyncio.TimerHandle | None = None
+        self._at = self._hard = INFINITY
+        self._silence = INFINITY
+        self._expired = False
+        self.seen = False
+
+    def start(self, seconds: float, *, silence_s: float = INFINITY, until: float = INFINITY) -> None:
+        """Set a deadline.
+
+        Args:
+            seconds: from now.
+            silence_s: seconds without ``seen = True`` that count as the end, found out within a tenth more.
+            until: a time on the loop's clock that is a deadline as well.
+        """
+        now = self._loop.time()
+        self._hard = min(now + seconds, until)
+        self._silence = silence_s
+        self._expired = False
+        self.seen = False
+        self._at = min(self._hard, now + silence_s)
+        wake = self._at if silence_s == INFINITY else min(self._hard, now + silence_s / 10)
+        timer = self._timer
+        if timer is None or wake < timer.when():
+            self._arm(wake)
+
+    def stop(self) -> None:
+        """Take the deadline away. A cancellation it has sent already is taken back."""
+        self._at = self._hard = INFINITY
+        if self._expired:
+            self._expired = False
+            self._task.uncancel()
+
+    def caught(self) -> bool:
+        """Say whether a CancelledError just caught was this deadline's and nobody else's, and clear it."""
+        if not self._expired:
+            return False
+        self._at = self._hard = INFINITY
+        self._expired = False
+        return self._task.uncancel() == 0
+
+    def close(self) -> None:
+        """Forget the timer."""
+        self._at = INFINITY
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(at, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        if self._at == INFINITY:
+            return
+        now = self._loop.time()
+        if self._expired:
+            if self._on_stuck is not None:
+                self._on_stuck()
+            return
+        if self.seen:
+            self.seen = False
+            self._at = min(self._hard, now + self._silence)
+        if now >= self._at:
+            self._expired = True
+            self._task.cancel()
+            self._arm(now + STUCK_AFTER_S)
+        elif self._silence == INFINITY:
+            self._arm(self._at)
+        else:
+            self._arm(min(self._at, now + self._silence / 10))
