@@ -32,6 +32,8 @@ class ActiveRun:
         entries: the journal itself.
         opening: facts the first driver writes.
         make_bench: builds what a driver performs calls with.
+        agent_id: the agent the run was started with.
+        on_cut: called when the run is cancelled by somebody who did not ask it to stop (the end of the event loop).
 
     Attributes:
         log: what viewers look at.
@@ -49,6 +51,7 @@ class ActiveRun:
         opening: Sequence[Record],
         make_bench: Callable[[RunLog], Workbench],
         agent_id: str,
+        on_cut: Callable[[ActiveRun], None],
     ) -> None:
         self.run_id = state.run_id
         self.agent_id = agent_id
@@ -60,7 +63,11 @@ class ActiveRun:
         self._opening = opening
         self._make_bench = make_bench
         self._interest = 0
+        self._on_cut = on_cut
+        self._stopping = False
         self.task: asyncio.Task[RunResult] = asyncio.create_task(self._supervise())
+        # Whoever waits for the run gets its error; where nobody does any more, it is not asyncio's to report.
+        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     @property
     def exists(self) -> bool:
@@ -81,6 +88,7 @@ class ActiveRun:
         """Count one consumer less without waiting; for finalisers."""
         self._interest -= 1
         if self._interest <= 0 and not self.task.get_loop().is_closed():
+            self._stopping = True
             self.task.get_loop().call_soon_threadsafe(self.task.cancel)
 
     async def _supervise(self) -> RunResult:
@@ -98,6 +106,10 @@ class ActiveRun:
             if result is None:
                 raise InternalError(f"run {self.run_id!r} stopped at record {self._state.seq} without an end")
             return result
+        except asyncio.CancelledError:
+            if not self._stopping:
+                self._on_cut(self)
+            raise
         finally:
             self.log.end()
             with contextlib.suppress(asyncio.CancelledError):
@@ -147,6 +159,7 @@ class ActiveRun:
     async def stop(self) -> None:
         """Stop driving. The run stays as it is in its journal and can be resumed."""
         if not self.task.done():
+            self._stopping = True
             self.task.cancel()
             await asyncio.wait({self.task}, timeout=STOP_S)
 

@@ -16,6 +16,8 @@ class LLMSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
         temperature: sampling temperature; None leaves it to the provider.
         max_output_tokens: the most tokens one reply may have; None leaves it to the provider.
         reasoning_effort: for models that reason: ``low``, ``medium``, ``high`` or what the provider names.
+        silence_timeout_s: seconds a reply may be silent, also before its first byte.
+        call_timeout_s: seconds one whole call may take.
 
     >>> LLMSettings(temperature=0).temperature
     0
@@ -24,6 +26,8 @@ class LLMSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     temperature: float | None = None
     max_output_tokens: int | None = None
     reasoning_effort: str | None = None
+    silence_timeout_s: float = 60.0
+    call_timeout_s: float = 600.0
 
 
 class AgentConfig(msgspec.Struct, frozen=True):

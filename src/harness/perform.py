@@ -25,10 +25,6 @@ from harness.stream import RunLog
 from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, ToolContext, ToolOutput, Unknown
 from harness.watchdog import INFINITY, Watchdog
 
-SILENCE_S = 60.0
-"""Seconds a model may be silent, also before its first byte."""
-CALL_S = 600.0
-"""Seconds a whole model call may take."""
 MAX_BACKOFF_S = 60.0
 
 
@@ -89,9 +85,10 @@ async def call_llm(bench: Workbench, scope: ScopeState, start: LLMStarted, watch
     log = bench.log
     response: LLMResponse | None = None
     shown = False
+    settings = request.settings
     stream = bench.llm.stream(request)
     try:
-        watchdog.start(CALL_S, silence_s=SILENCE_S, until=bench.wall_end)
+        watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
             watchdog.seen = True
             kind = type(delta)

@@ -264,7 +264,7 @@ class Noted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
 
 
 class Dropped(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
-    """The oldest messages up to ``upto`` are shown to the model no more; summarising did not make enough room."""
+    """The summary and the messages before ``upto`` are shown to the model no more: summarising made too little room."""
 
     step: int
     upto: int

@@ -324,6 +324,7 @@ class AgentRuntime:
             opening=opening,
             make_bench=lambda log: wiring.bench(run_id, log),
             agent_id=agent.agent_id,
+            on_cut=self._hint,
         )
         self._active[run_id] = run
         run.task.add_done_callback(lambda _: self._active.pop(run_id, None))

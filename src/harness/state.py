@@ -336,7 +336,7 @@ def _dropped(state: RunState, record: r.Dropped, _at: float) -> None:
     scope = state.scopes[record.scope]
     scope.passes = 0
     scope.compaction_failed = False
-    _compact(scope, record.upto, scope.summary, scope.summary_tokens)
+    _compact(scope, record.upto, "", 0)
 
 
 def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:

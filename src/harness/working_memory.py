@@ -71,10 +71,15 @@ def half_point(scope: ScopeState) -> int:
 
 
 def drop_point(scope: ScopeState, max_tokens: int) -> int:
-    """Return how many of the oldest messages must go so that the rest fits, or 0 where nothing can go."""
+    """Return how many of the oldest messages must go so that the rest fits, or 0 where nothing can go.
+
+    The summary is the oldest of all and lies in the first message: 1 means that it alone goes.
+    """
     left = scope.total_tokens - scope.tokens[0]
-    room = max_tokens / scope.calibration - scope.tokens[0]
-    best = 0
+    room = max_tokens / scope.calibration - scope.pinned_tokens
+    best = 1 if scope.summary else 0
+    if best and left <= room:
+        return best
     for index in range(1, len(scope.messages)):
         if index > 1 and scope.messages[index].role == "assistant":
             best = index

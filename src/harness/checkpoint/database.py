@@ -164,7 +164,7 @@ class Database:
         """Say whether the file is still empty; refuse one that is not ours."""
         application = self._db.pragma("application_id")
         version = self._db.pragma("user_version")
-        if application == 0 and version == 0 and self._one("SELECT count(*) FROM sqlite_schema")[0] == 0:
+        if application == 0 and version == 0 and self._one("SELECT 1 FROM sqlite_schema LIMIT 1") is None:
             return True
         if application != APPLICATION_ID:
             raise CheckpointCorrupt(

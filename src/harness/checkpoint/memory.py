@@ -148,11 +148,18 @@ def _summary(run_id: str, run: _Run) -> RunSummary | None:
     started = run.records[0]
     if not isinstance(started, RunStarted):
         return None
-    # Read backwards on demand, so that an append need not look at what it appends.
-    known = (status for record in reversed(run.records) if (status := final_status(record)))
-    status: RunStatus = next(known, "interrupted")
+    status = _status(run.records)
     if status == "interrupted" and run.is_owned():
         status = "running"
     return RunSummary(
         run_id, started.goal, started.agent_id, status, run.times[0], run.times[-1], started.origin
     )  # fmt: skip
+
+
+def _status(records: Sequence[Record]) -> RunStatus:
+    # Read backwards on demand, so that an append need not look at what it appends.
+    for record in reversed(records):
+        status = final_status(record)
+        if status is not None:
+            return status
+    return "interrupted"

@@ -160,7 +160,7 @@ class SQLiteCheckpointStore:
             database, self._database = self._database, None
             if database is not None:
                 with self._explained():
-                    database.close()
+                    database.close(tidy=not database.is_elsewhere())
 
     # Which thread works -------------------------------------------------------------------------------------------
 

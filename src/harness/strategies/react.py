@@ -76,7 +76,8 @@ def _make_room(scope: ScopeState, config: RunConfig) -> LLMStarted | Dropped | N
         if upto := working_memory.half_point(scope):
             tokens = sum(scope.tokens[:upto])
             return LLMStarted(scope.step + 1, scope.scope, scope.failures + 1, "compaction", tokens, upto)
-        return None
+        if scope.summary_tokens <= config.agent.working_memory_max_tokens / 2:
+            return None  # what is left is the last step; it cannot be cut
     if upto := working_memory.drop_point(scope, config.agent.working_memory_max_tokens):
         return Dropped(scope.step + 1, upto, scope.scope)
     return None

@@ -1,0 +1,270 @@
+"""The pure core, driven by a simulated world: random replies, results, crashes and resumes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import GuardrailConfig, Usage
+from harness.agent import AgentConfig
+from harness.messages import Text, ToolCall
+from harness.records import (
+    VERSION,
+    DriverStarted,
+    Dropped,
+    Entry,
+    Fingerprints,
+    LLMFailed,
+    LLMFinished,
+    LLMStarted,
+    Noted,
+    ProcessId,
+    Record,
+    Reopened,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    ToolFinished,
+    ToolNotDone,
+    ToolStarted,
+    decode,
+    encode,
+)
+from harness.state import RunState, apply, fold
+from harness.strategies.base import Pause, RunConfig
+from harness.strategies.react import react
+from harness.tools.base import ToolSpec
+from harness.working_memory import cap, is_over
+
+PROCESS = ProcessId("host", "boot", 1, "0")
+SPECS = {
+    "look": ToolSpec("look", "", {}, "read"),
+    "put": ToolSpec("put", "", {}, "idempotent"),
+    "send": ToolSpec("send", "", {}, "once"),
+    "pay": ToolSpec("pay", "", {}, "once", reconciles=True),
+}
+
+
+class World:
+    """A driver without effects: it asks the strategy and lets `draw` decide what becomes of each call."""
+
+    def __init__(self, draw: st.DataObject, config: RunConfig) -> None:
+        self.draw = draw.draw
+        self.config = config
+        self.journal: list[Record] = []
+        self.state = RunState("r")
+        self.open: list[Record] = []
+        self.started: dict[tuple[int, int], int] = {}
+        self.note(RunStarted(VERSION, "goal", "a", Fingerprints("", "", ""), tokens=5))
+        self.take()
+
+    def note(self, record: Record) -> None:
+        self.journal.append(record)
+        apply(self.state, record, float(len(self.journal)))
+
+    def take(self) -> None:
+        """A new driver: whatever was open is in doubt."""
+        self.open = []
+        self.note(DriverStarted(VERSION, self.state.epoch + 1, PROCESS))
+
+    def decide(self) -> None:
+        while self.state.over is None and self.state.failed is None:
+            steps = react(self.state.scopes[""], self.state, self.config)
+            for step in steps:
+                if isinstance(step, Pause):
+                    self.state.scopes[""].waited = True
+                else:
+                    self.note(step)
+                    if isinstance(step, (LLMStarted, ToolStarted)):
+                        self.open.append(step)
+            if all(isinstance(step, (LLMStarted, ToolStarted)) for step in steps):
+                return
+
+    def outcome(self, start: Record) -> None:
+        clock = len(self.journal) / 100
+        if isinstance(start, LLMStarted):
+            self.note(self.reply(start, clock))
+            return
+        assert isinstance(start, ToolStarted)
+        if start.reconcile:
+            verdict = self.draw(st.sampled_from(["done", "not done", "unknown"]))
+            if verdict == "not done":
+                self.note(ToolNotDone(start.step, start.index, clock))
+                return
+            status = "reconciled" if verdict == "done" else "unknown"
+        else:
+            key = (start.step, start.index)
+            self.started[key] = self.started.get(key, 0) + 1
+            status = self.draw(st.sampled_from(["ok", "ok", "error", "timeout"]))
+        text = self.draw(st.sampled_from(["same", "other", "long " * 40]))
+        self.note(ToolFinished(start.step, start.index, start.tool, status, text, clock, tokens=len(text) // 4))
+
+    def reply(self, start: LLMStarted, clock: float) -> Record:
+        kind = self.draw(st.sampled_from(["calls", "calls", "calls", "answer", "malformed", "cut", "empty", "fault"]))
+        usage = Usage(input_tokens=self.draw(st.integers(0, 400)), output_tokens=3, cost_microusd=10)
+        common = {"usage": usage, "attempt": start.attempt, "purpose": start.purpose, "tokens": 8}
+        if kind == "fault":
+            transient = self.draw(st.booleans())
+            return LLMFailed(start.step, clock, "down", transient, attempt=start.attempt, purpose=start.purpose)
+        if start.purpose == "compaction":
+            return LLMFinished(start.step, clock, (Text("summary"),), "stop", **common)
+        if kind == "calls":
+            names = self.draw(st.lists(st.sampled_from([*SPECS, "gone"]), min_size=1, max_size=4))
+            args = self.draw(st.sampled_from(["{}", '{"x":1}']))
+            parts = tuple(ToolCall("", name, args) for name in names)
+            return LLMFinished(start.step, clock, parts, "tool_calls", **common)
+        if kind == "malformed":
+            return LLMFinished(start.step, clock, (Text("?"),), "stop", malformed="no JSON", **common)
+        if kind == "cut":
+            return LLMFinished(start.step, clock, (Text("ab"), ToolCall("", "send", "{")), "length", **common)
+        if kind == "empty":
+            return LLMFinished(start.step, clock, (), "stop", **common)
+        return LLMFinished(start.step, clock, (Text("42"),), "stop", **common)
+
+    def run(self) -> None:
+        for _ in range(400):
+            self.decide()
+            if self.state.over is not None:
+                return
+            if self.state.failed is not None:
+                if not self.draw(st.booleans()):
+                    return
+                self.note(Reopened("again"))
+                self.take()
+                continue
+            what = self.draw(st.sampled_from(["outcome", "outcome", "outcome", "outcome", "crash"]))
+            if what == "crash":
+                self.take()
+            else:
+                assert self.open, "the strategy waits for nothing"
+                self.outcome(self.open.pop(self.draw(st.integers(0, len(self.open) - 1))))
+        raise AssertionError("the run does not end")
+
+
+def config(draw: st.DataObject) -> RunConfig:
+    agent = AgentConfig(
+        "a",
+        max_steps=draw.draw(st.integers(1, 8)),
+        working_memory_max_tokens=draw.draw(st.sampled_from([20, 60, 8000])),
+        max_parallel_tools=draw.draw(st.integers(1, 3)),
+        max_llm_attempts=draw.draw(st.integers(1, 3)),
+    )
+    limits = GuardrailConfig(
+        max_llm_calls=draw.draw(st.sampled_from([None, 5])), max_tool_calls=draw.draw(st.sampled_from([None, 4]))
+    )
+    return RunConfig(agent, SPECS, limits, overhead_tokens=10)
+
+
+def entries(journal: list[Record]) -> list[Entry]:
+    return [Entry("r", seq, float(seq), record) for seq, record in enumerate(journal, 1)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_life_of_a_run_ends_and_keeps_its_promises(data: st.DataObject) -> None:
+    world = World(data, config(data))
+    world.run()
+    once = {(r.step, r.index) for r in world.journal if isinstance(r, ToolStarted) and r.tool == "send"}
+    assert all(world.started.get(key, 0) <= 1 for key in once)
+    if world.config.limits.max_tool_calls is not None:
+        assert world.state.spent.tool_calls <= 4
+    started = [r for r in world.journal if isinstance(r, (LLMStarted, ToolStarted))]
+    finals = [r for r in world.journal if isinstance(r, (RunFinished, RunFailed))]
+    assert started
+    assert finals
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_prefix_folds_and_can_be_resumed(data: st.DataObject) -> None:
+    world = World(data, config(data))
+    world.run()
+    journal = entries(world.journal)
+    assert decode(encode(world.journal)) == world.journal
+    for length in range(1, len(journal)):
+        state = fold("r", journal[:length])
+        if state.over is not None or state.failed is not None:
+            continue
+        apply(state, DriverStarted(VERSION, state.epoch + 1, PROCESS), 0.0)
+        steps = react(state.scopes[""], state, world.config)
+        assert steps, "a resumed run has something to do"
+        for step in steps:
+            if isinstance(step, LLMStarted) and step.purpose == "step":
+                recorded = [r.step for r in world.journal[:length] if isinstance(r, LLMFinished) and r.purpose == "step"]
+                assert step.step == max(recorded, default=0) + 1, "no recorded model call is made again"
+            if isinstance(step, ToolStarted) and not step.reconcile:
+                done = [(r.step, r.index) for r in world.journal[:length] if isinstance(r, ToolFinished)]
+                assert (step.step, step.index) not in done, "no finished tool runs again"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_the_model_sees_is_well_formed(data: st.DataObject) -> None:
+    world = World(data, config(data))
+    world.run()
+    state = RunState("r")
+    for record in world.journal:
+        apply(state, record, 0.0)
+        scope = state.scopes[""]
+        if not isinstance(record, LLMStarted) or record.purpose == "compaction":
+            continue
+        messages = scope.messages
+        assert messages[0].role == "user"
+        assert messages[0].text.startswith("goal"), "the goal is never summarised away"
+        assert len(messages) == len(scope.tokens)
+        assert sum(scope.tokens) == scope.total_tokens
+        for before, after in zip(messages, messages[1:], strict=False):
+            assert (before.role, after.role) not in {("assistant", "assistant"), ("user", "user"), ("tool", "tool")}
+            assert bool(before.tool_calls) == (after.role == "tool"), "a call and its result are never parted"
+        if is_over(scope, world.config.agent.working_memory_max_tokens):
+            assistants = [m for m in messages if m.role == "assistant"]
+            assert len(assistants) <= 1 or scope.passes or len(messages) <= 4
+
+
+@pytest.mark.parametrize("length", [99, 100, 101, 5000])
+def test_a_capped_text_says_what_was_cut(length: int) -> None:
+    text = "x" * length
+    capped = cap(text, 100)
+    if length <= 100:
+        assert capped == text
+    else:
+        assert f"{length - 100} of {length} characters cut here" in capped
+        assert len(capped) < 250
+
+
+def test_an_unknown_field_of_a_newer_record_is_kept_out_by_its_version() -> None:
+    data = msgspec.json.encode([{"type": "RunStarted", "version": VERSION + 1}])
+    with pytest.raises(Exception, match="newer react-agent-harness"):
+        decode(data)
+
+
+def test_dropping_comes_after_two_passes() -> None:
+    agent = AgentConfig("a", working_memory_max_tokens=10, max_steps=50)
+    run = RunConfig(agent, SPECS)
+    state = RunState("r")
+    apply(state, RunStarted(VERSION, "goal", "a", Fingerprints("", "", ""), tokens=1), 0.0)
+    apply(state, DriverStarted(VERSION, 1, PROCESS), 0.0)
+    seen: list[str] = []
+    for turn in range(60):
+        [step] = react(state.scopes[""], state, run)
+        apply(state, step, 0.0)
+        if isinstance(step, LLMStarted) and step.purpose == "compaction":
+            seen.append("compact")
+            text = (Text("a summary that is longer than what it replaces"),)
+            apply(state, LLMFinished(step.step, 0.0, text, "stop", Usage(), purpose="compaction", tokens=50), 0.0)
+        elif isinstance(step, LLMStarted):
+            call = (ToolCall("", "look", f'{{"turn":{turn}}}'),)
+            apply(state, LLMFinished(step.step, 0.0, call, "tool_calls", Usage(), tokens=4), 0.0)
+        elif isinstance(step, Dropped):
+            seen.append("drop")
+            if seen.count("drop") == 2:
+                break
+        elif isinstance(step, ToolStarted):
+            text = f"result {turn}"
+            apply(state, ToolFinished(step.step, step.index, "look", "ok", text, 0.0, tokens=4), 0.0)
+        else:
+            assert isinstance(step, Noted)
+    assert "drop" in seen
+    assert seen[: seen.index("drop")].count("compact") <= 2
