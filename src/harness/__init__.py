@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from harness.records import Entry
     from harness.registry import AgentRegistry, ToolRegistry
     from harness.result import Cancelled, Failed, Finished, Parked, RunResult
-    from harness.runtime import AgentRuntime, RunStream
+    from harness.run_stream import RunStream
+    from harness.runtime import AgentRuntime
     from harness.tools import file_tools, tool
     from harness.tools.base import NotDone, Tool, ToolContext, ToolOutput, Unknown
 
@@ -90,13 +91,14 @@ _HOME = {
     "harness.records": ("Entry",),
     "harness.registry": ("AgentRegistry", "ToolRegistry"),
     "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
-    "harness.runtime": ("AgentRuntime", "RunStream"),
+    "harness.run_stream": ("RunStream",),
+    "harness.runtime": ("AgentRuntime",),
     "harness.tools": ("file_tools", "tool"),
     "harness.tools.base": ("NotDone", "Tool", "ToolContext", "ToolOutput", "Unknown"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = [  # noqa: PLE0604 - kept as one list that a test holds against what can be imported
+__all__ = [
     "LLM",
     "AgentConfig",
     "AgentRegistry",

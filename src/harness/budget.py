@@ -22,8 +22,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         cost_microusd: what it cost, in millionths of a dollar; 0 where ``unpriced`` counts the call.
         unpriced: calls whose price is unknown. An unknown price is never taken for zero.
 
-    >>> Usage(10, 2) + Usage(1, 1)
-    Usage(input_tokens=11, output_tokens=3, cache_read_tokens=0, cache_write_tokens=0, reasoning_tokens=0, cost_microusd=0, unpriced=0)
+    >>> (Usage(10, 2) + Usage(1, 1)).input_tokens
+    11
     """
 
     input_tokens: int = 0

@@ -14,13 +14,15 @@ from harness.checkpoint.base import LEASE_S, Owner, lease_clock
 from harness.errors import InternalError
 from harness.perform import Workbench, admit, call_llm, call_tool
 from harness.records import (
-    TERMINAL,
     VERSION,
     DriverStarted,
     LLMFailed,
     LLMFinished,
     LLMStarted,
     Record,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
     ToolFinished,
     ToolStarted,
 )
@@ -140,12 +142,12 @@ class Driver:
             settled = True
             for scope in tuple(state.scopes.values()):
                 for step in strategy(scope, state, self.bench.config):
-                    if type(step) is Pause:
+                    if isinstance(step, Pause):
                         scope.pausing = True
                         starts.append(step)
                         continue
                     self._note(step)
-                    if type(step) is LLMStarted or type(step) is ToolStarted:
+                    if isinstance(step, (LLMStarted, ToolStarted)):
                         starts.append(step)
                     else:
                         settled = False
@@ -155,15 +157,14 @@ class Driver:
         """Fold a record now; it becomes durable with the next commit, before anything depends on it."""
         self._pending.append(record)
         apply(self.state, record, time.time())
-        kind = type(record)
-        if kind is LLMStarted:
+        if isinstance(record, LLMStarted):
             self._steps_since_commit += 1
-        elif kind is ToolStarted:
-            self._urgent = self._urgent or record.effect != "read"  # type: ignore[union-attr]  # the exact type was just compared
-        elif kind is ToolFinished:
-            spec = self.bench.config.tools.get(record.tool)  # type: ignore[union-attr]  # the exact type was just compared
+        elif isinstance(record, ToolStarted):
+            self._urgent = self._urgent or record.effect != "read"
+        elif isinstance(record, ToolFinished):
+            spec = self.bench.config.tools.get(record.tool)
             self._urgent = self._urgent or spec is None or spec.effect != "read"
-        elif kind is DriverStarted or kind in TERMINAL:
+        elif isinstance(record, (DriverStarted, RunFinished, RunFailed, RunCancelled)):
             self._urgent = True
 
     def _note_outcomes(self, records: Sequence[Record]) -> None:
@@ -191,11 +192,11 @@ class Driver:
     async def _perform(self, step: Step, watchdog: Watchdog | None) -> Sequence[Record]:
         own = watchdog or Watchdog(self.stuck.set)
         try:
-            if type(step) is LLMStarted:
+            if isinstance(step, LLMStarted):
                 return (await call_llm(self.bench, self.state.scopes[step.scope], step, own),)
-            if type(step) is ToolStarted:
+            if isinstance(step, ToolStarted):
                 return (await call_tool(self.bench, self.state.scopes[step.scope], step, own),)
-            if type(step) is Pause:
+            if isinstance(step, Pause):
                 await asyncio.sleep(step.seconds)
                 scope = self.state.scopes[step.scope]
                 scope.pausing, scope.waited = False, True
@@ -247,7 +248,7 @@ class Driver:
             await self._commit()
 
     def _settle_abandoned(self) -> None:
-        """Give the calls that would not stop their outcome: they are in doubt, and running them again would hang again."""
+        """Give calls that would not stop an outcome: they are in doubt, and running them again would hang again."""
         for scope in self.state.scopes.values():
             for index, call in enumerate(scope.calls):
                 if call.attempt and call.result is None:
@@ -285,5 +286,3 @@ class Driver:
         """Make sure, right before an effect, that the run is still ours: the process may have been stopped since."""
         if lease_clock() >= self._lease_until:
             await self._renew()
-
-

@@ -43,7 +43,7 @@ def maybe_resume_key() -> str | None:
 
 
 def state_dir() -> Path:
-    """Return where runs are kept: CHECKPOINT_DIR, else HARNESS_HOME, else ``.harness`` here, else in the home folder."""
+    """Return where runs are kept: CHECKPOINT_DIR, HARNESS_HOME, ``.harness`` here, or ``~/.agent-harness``."""
     for variable in ("CHECKPOINT_DIR", "HARNESS_HOME"):
         if value := os.environ.get(variable):
             return Path(value).expanduser()
@@ -82,7 +82,9 @@ def hint_interrupted(label: str, run_id: str, agent_id: str, origin: Origin | No
         return
     _Once.hint_printed = True
     key = join_key(run_id, agent_id)
-    print(f"\n{label} interrupted — checkpoint saved.\nResume: {resume_command(origin, key)}", file=sys.stderr, flush=True)
+    print(
+        f"\n{label} interrupted — checkpoint saved.\nResume: {resume_command(origin, key)}", file=sys.stderr, flush=True
+    )
 
 
 def say(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, overload
 
 import msgspec
 
-JSON: TypeAlias = "str | int | float | bool | None | list[JSON] | dict[str, JSON]"
+JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | None"
 """Any value that JSON can carry."""
 
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]

@@ -60,7 +60,9 @@ class Workbench:
     clock: Callable[[], float] = float
     wall_end: float = INFINITY
     check_owner: Callable[[], Awaitable[None]] = _nothing
-    admitted: dict[tuple[str, int, int], Mapping[str, object]] = field(default_factory=dict)
+    admitted: dict[tuple[str, int, int], Mapping[str, object]] = field(
+        default_factory=dict[tuple[str, int, int], Mapping[str, object]]
+    )
 
     @property
     def agent(self) -> AgentConfig:
@@ -79,7 +81,9 @@ def backoff_s(attempt: int, asked_s: float | None) -> float:
     return chosen if asked_s is None else min(MAX_BACKOFF_S, max(asked_s, 0.0) + chosen / 10)
 
 
-async def call_llm(bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog) -> LLMFinished | LLMFailed:
+async def call_llm(
+    bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
+) -> LLMFinished | LLMFailed:
     """Make one model call and return what came of it."""
     request = build_request(bench, scope, start)
     log = bench.log
@@ -91,12 +95,11 @@ async def call_llm(bench: Workbench, scope: ScopeState, start: LLMStarted, watch
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
             watchdog.seen = True
-            kind = type(delta)
-            if kind is ResponseDone:
-                response = delta.response  # type: ignore[union-attr]  # the exact type was just compared
+            if isinstance(delta, ResponseDone):
+                response = delta.response
             elif log.wants_tokens and start.purpose == "step":
                 shown = True
-                log.delta(delta.text, kind is ReasoningDelta)  # type: ignore[union-attr]  # the other two have text
+                log.delta(delta.text, isinstance(delta, ReasoningDelta))
         watchdog.stop()
         if response is None:
             raise MalformedResponse("the reply ended before it was complete", transient=True)

@@ -326,8 +326,6 @@ Record: TypeAlias = (
     | Reopened
 )
 
-TERMINAL = (RunFinished, RunFailed, RunCancelled)
-
 
 class Entry(msgspec.Struct, frozen=True):
     """One record in its place.

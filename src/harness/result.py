@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from harness.budget import Spent
@@ -107,18 +107,15 @@ def result_of(state: RunState, trace: Sequence[Entry]) -> Finished | Failed | Ca
     started, final = state.started, state.over or state.failed
     if started is None or final is None:
         return None
-    common = {
-        "run_id": state.run_id,
-        "agent_id": started.agent_id,
-        "steps": final.steps,
-        "spent": final.spent,
-        "summarizations": state.summarizations,
-        "trace": trace,
-    }
+    result = _result(state.run_id, started.agent_id, final)
+    return replace(result, steps=final.steps, spent=final.spent, summarizations=state.summarizations, trace=trace)
+
+
+def _result(run_id: str, agent_id: str, final: RunFinished | RunFailed | RunCancelled) -> Finished | Failed | Cancelled:
     match final:
-        case RunFinished():
-            return Finished(answer=final.answer, confidence=final.confidence, **common)
-        case RunFailed():
-            return Failed(answer=final.answer, error=final.error, reason=final.reason, **common)
-        case RunCancelled():
-            return Cancelled(error=final.reason, **common)
+        case RunFinished(answer=answer, confidence=confidence):
+            return Finished(run_id=run_id, agent_id=agent_id, answer=answer, confidence=confidence)
+        case RunFailed(answer=answer, error=error, reason=reason):
+            return Failed(run_id=run_id, agent_id=agent_id, answer=answer, error=error, reason=reason)
+        case RunCancelled(reason=reason):
+            return Cancelled(run_id=run_id, agent_id=agent_id, error=reason)

@@ -4,46 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import warnings
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import TypeVar
-
-import msgspec
+from typing import Self, TypeVar
 
 from harness import host
 from harness.active import ActiveRun
 from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig
-from harness.checkpoint.base import CheckpointStore, Owner, RunQuery, RunSummary, this_process
-from harness.errors import ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
-from harness.events import Event
+from harness.checkpoint.base import CheckpointStore, RunQuery, RunSummary, this_process
+from harness.errors import ConfigChanged, OwnershipLost, RunIdTaken, RunNotFound
+from harness.fork import fork_records
 from harness.keys import join_key, new_run_id, split_key
 from harness.llm import as_llm
-from harness.perform import Workbench
-from harness.records import (
-    VERSION,
-    ConfigDiffers,
-    DriverStarted,
-    Entry,
-    ForkPoint,
-    LLMStarted,
-    Origin,
-    Record,
-    Reopened,
-    RunCancelled,
-    RunFailed,
-    RunFinished,
-    RunStarted,
-    ToolFinished,
-)
-from harness.registry import AgentRegistry, ToolRegistry, differences, fingerprints
-from harness.result import RunResult, result_of
+from harness.records import VERSION, ConfigDiffers, Entry, Origin, Record, Reopened, RunStarted, ToolFinished
+from harness.registry import AgentRegistry, ToolRegistry, differences
+from harness.result import RunResult
+from harness.run_stream import OverRun, Run, RunStream
 from harness.state import RunState, fold
-from harness.strategies.base import RunConfig
-from harness.stream import RunLog, Viewer
-from harness.working_memory import chars_over_four
+from harness.wiring import Wiring
 
 T = TypeVar("T")
 
@@ -243,7 +223,7 @@ class AgentRuntime:
             await self._store.close()
             self._store = None
 
-    async def __aenter__(self) -> AgentRuntime:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -264,7 +244,7 @@ class AgentRuntime:
 
     # -- starting -------------------------------------------------------------------------------
 
-    async def _begin(self, agent_id: str, goal: str, run_id: str | None) -> Started:
+    async def _begin(self, agent_id: str, goal: str, run_id: str | None) -> Run:
         if self._auto_resume and (key := host.maybe_resume_key()) is not None:
             return await self._resume(key, None, announce=True)
         agent = self.agent_registry.get(agent_id)
@@ -273,7 +253,7 @@ class AgentRuntime:
         async with self._lock(run_id):
             return await self._open(run_id, agent, goal, self._store_for(agent))
 
-    async def _resume(self, key: str, strict: bool | None, *, announce: bool = False) -> Started:
+    async def _resume(self, key: str, strict: bool | None, *, announce: bool = False) -> Run:
         run_id, *rest = split_key(key)
         async with self._lock(run_id):
             if (active := self._active.get(run_id)) is not None:
@@ -286,7 +266,7 @@ class AgentRuntime:
             if rest and rest != [agent_id]:
                 raise RunNotFound(key)
             if state.over is not None:
-                return _Over(state, entries)
+                return OverRun(state, entries)
             agent = self.agent_registry.get(agent_id)
             return await self._open(run_id, agent, None, self.store, strict=strict, announce=announce)
 
@@ -299,11 +279,11 @@ class AgentRuntime:
         *,
         strict: bool | None = None,
         announce: bool = False,
-    ) -> Started:
+    ) -> Run:
         if (active := self._active.get(run_id)) is not None:
             self._check_same(active.log.entries, run_id, agent, goal)
             return active
-        wiring = _Wiring(self, agent, store)
+        wiring = Wiring(agent, self.tool_registry, llm=self._llm, limits=self._limits, store=store, deps=self._deps)
         owner = await store.claim(run_id, self._process)
         try:
             entries = [entry async for entry in store.read(run_id)]
@@ -311,7 +291,7 @@ class AgentRuntime:
             state = fold(run_id, entries)
             if state.over is not None:
                 await store.release(owner)
-                return _Over(state, entries)
+                return OverRun(state, entries)
             opening = self._opening(state, wiring, goal, strict=strict, announce=announce)
         except BaseException:
             await store.release(owner)
@@ -331,7 +311,7 @@ class AgentRuntime:
         return run
 
     def _opening(
-        self, state: RunState, wiring: _Wiring, goal: str | None, *, strict: bool | None, announce: bool
+        self, state: RunState, wiring: Wiring, goal: str | None, *, strict: bool | None, announce: bool
     ) -> list[Record]:
         if state.started is None:
             text = (goal or "").encode("utf-8", "replace").decode()
@@ -342,7 +322,9 @@ class AgentRuntime:
         old = state.fingerprints
         if old is not None and (changes := differences(old, wiring.fingerprints)):
             if self._strict if strict is None else strict:
-                raise ConfigChanged(f"run {state.run_id!r} was started with another configuration: {'; '.join(changes)}")
+                raise ConfigChanged(
+                    f"run {state.run_id!r} was started with another configuration: {'; '.join(changes)}"
+                )
             logger.warning("run %r goes on with another configuration: %s", state.run_id, "; ".join(changes))
             if announce:
                 host.say(f"Changed since the run was last driven: {'; '.join(changes)}")
@@ -356,7 +338,9 @@ class AgentRuntime:
             return
         first = entries[0].record
         if not isinstance(first, RunStarted) or (first.goal, first.agent_id) != (goal, agent.agent_id):
-            raise RunIdTaken(f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it")
+            raise RunIdTaken(
+                f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it"
+            )
 
     def _store_for(self, agent: AgentConfig) -> CheckpointStore:
         if agent.checkpoint_every:
@@ -373,9 +357,9 @@ class AgentRuntime:
             lock = self._starting[run_id] = asyncio.Lock()
         return lock
 
-    async def _wait(self, start: Callable[[], Coroutine[None, None, Started]]) -> RunResult:
+    async def _wait(self, start: Callable[[], Coroutine[None, None, Run]]) -> RunResult:
         run = await start()
-        if isinstance(run, _Over):
+        if isinstance(run, OverRun):
             return run.result()
         run.join()
         try:
@@ -391,173 +375,3 @@ class AgentRuntime:
             first = run.log.entries[0].record
             origin = first.origin if isinstance(first, RunStarted) else None
             host.hint_interrupted("Run", run.run_id, run.agent_id, origin)
-
-
-class _Wiring:
-    """One agent's model, tools and configuration, resolved."""
-
-    def __init__(self, runtime: AgentRuntime, agent: AgentConfig, store: CheckpointStore) -> None:
-        self.agent = agent
-        self._runtime = runtime
-        self._store = store
-        self._tools = runtime.tool_registry.of_agent(agent)
-        self._llm = runtime._llm if agent.llm is None else as_llm(agent.llm)  # pyright: ignore[reportPrivateUsage] - one module
-        specs = {name: tool.spec for name, tool in self._tools.items()}
-        count = agent.token_counter or chars_over_four
-        overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
-        limits = runtime._limits  # pyright: ignore[reportPrivateUsage] - one module
-        self.config = RunConfig(agent, specs, limits, overhead, count)
-        self.fingerprints = fingerprints(agent, specs, self._llm)
-
-    def bench(self, run_id: str, log: RunLog) -> Workbench:
-        """Build what a driver performs calls with."""
-        deps = self._runtime._deps  # pyright: ignore[reportPrivateUsage] - one module
-        return Workbench(run_id, self.config, self._llm, self._tools, self._store, log, deps)
-
-
-class _Over:
-    """A run that is over for good: nothing to drive."""
-
-    def __init__(self, state: RunState, entries: list[Entry]) -> None:
-        self._state = state
-        self.agent_id = state.started.agent_id if state.started else ""
-        self.log = RunLog(state.run_id, self.agent_id, entries)
-        self.log.end()
-        self.first = len(entries) - 1
-
-    def result(self) -> RunResult:
-        """Return what it came to."""
-        result = result_of(self._state, self.log.entries)
-        assert result is not None  # made of a journal with a final record only
-        return result
-
-
-Started = ActiveRun | _Over
-
-
-class RunStream:
-    """A run's events: an async context manager and an async iterable.
-
-    Leaving the ``async with`` stops the run and waits until everything it started has ended; the run can be resumed.
-    A plain ``async for`` that is abandoned stops it when the stream is finalised, with a ResourceWarning.
-
-    Attributes:
-        result: what the run came to, once the stream has ended.
-
-    >>> from harness.checkpoint import MemoryCheckpointStore
-    >>> from harness.testing import ScriptedLLM
-    >>> async def main():
-    ...     runtime = AgentRuntime(
-    ...         llm=ScriptedLLM(["Hello."]), agents=[AgentConfig("a")], checkpoint_store=MemoryCheckpointStore()
-    ...     )
-    ...     async with runtime.run_agent_stream("a", "Greet me.") as events:
-    ...         return [event.type.value async for event in events]
-    >>> asyncio.run(main())
-    ['STARTED', 'THOUGHT', 'TASK_DONE']
-    """
-
-    def __init__(
-        self,
-        start: Callable[[], Coroutine[None, None, Started]],
-        *,
-        tokens: bool,
-        replay: bool,
-        on_cut: Callable[[ActiveRun], None],
-    ) -> None:
-        self._start = start
-        self._tokens = tokens
-        self._replay = replay
-        self._on_cut = on_cut
-        self._run: Started | None = None
-        self._viewer: Viewer | None = None
-        self._closed = False
-        self.result: RunResult | None = None
-
-    @property
-    def run_id(self) -> str:
-        """The run's id; empty until the stream was entered or its first event asked for."""
-        return self._run.log.run_id if self._run is not None else ""
-
-    async def __aenter__(self) -> RunStream:
-        await self._open()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        cut = kind is not None and issubclass(kind, (asyncio.CancelledError, KeyboardInterrupt, SystemExit))
-        await self._close(cut=cut)
-
-    def __aiter__(self) -> RunStream:
-        return self
-
-    async def __anext__(self) -> Event:
-        viewer = self._viewer or await self._open()
-        try:
-            event = await viewer.next()
-        except asyncio.CancelledError:
-            await self._close(cut=True)
-            raise
-        if event is not None:
-            return event
-        if self.result is None:
-            run = self._run
-            self.result = run.result() if isinstance(run, _Over) else await asyncio.shield(run.task)  # type: ignore[union-attr]  # a viewer exists only of a run
-            self._closed = True
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """Leave the stream; see the class."""
-        await self._close(cut=False)
-
-    async def _open(self) -> Viewer:
-        if self._closed:
-            raise ConfigError("this stream was closed; resume the run to see more of it")
-        if self._run is None:
-            self._run = await self._start()
-            if isinstance(self._run, ActiveRun):
-                self._run.join()
-            self._viewer = self._run.log.view(0 if self._replay else self._run.first, tokens=self._tokens)
-        assert self._viewer is not None  # made together with the run
-        return self._viewer
-
-    async def _close(self, *, cut: bool) -> None:
-        if self._closed or not isinstance(self._run, ActiveRun) or self._viewer is None:
-            self._closed = True
-            return
-        self._closed = True
-        run = self._run
-        run.log.leave(self._viewer)
-        await run.leave()
-        if cut:
-            self._on_cut(run)
-
-    def __del__(self) -> None:
-        run = self._run
-        if not self._closed and isinstance(run, ActiveRun) and not run.task.done():
-            warnings.warn(f"the stream of run {run.run_id!r} was left without being closed", ResourceWarning, source=self)
-            run.abandon()
-
-
-def fork_records(source: str, entries: list[Entry], at: int | None) -> list[Record]:
-    """Return the records of a fork: RunStarted anew, and the answered past before step ``at``.
-
-    Raises:
-        ConfigError: the run has no such step.
-    """
-    first = entries[0].record
-    assert isinstance(first, RunStarted)  # every journal begins with it
-    steps = [e.record.step for e in entries if isinstance(e.record, LLMStarted) and e.record.purpose == "step"]
-    last = max(steps, default=1)
-    at = last if at is None else at
-    if not 1 <= at <= last + 1:
-        raise ConfigError(f"run {source!r} has steps 1 to {last}; cannot fork it at {at}")
-    copied: list[Record] = []
-    for entry in entries[1:]:
-        record = entry.record
-        if isinstance(record, LLMStarted) and record.step >= at:
-            break
-        if not isinstance(record, (DriverStarted, ConfigDiffers, RunFailed, RunFinished, RunCancelled, Reopened)):
-            copied.append(record)
-    fork = ForkPoint(source, at, len(copied))
-    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied]

@@ -169,5 +169,3 @@ class RunLog:
         if viewer in self._viewers:
             self._viewers.remove(viewer)
         self.wants_tokens = any(v.tokens for v in self._viewers)
-
-

@@ -89,6 +89,7 @@ class CheckpointStore(Protocol):
     """Append-only journals under run ids, who owns them, and the large values they point to.
 
     Every method that touches a disk or a network may raise CheckpointError; a refused append has written nothing.
+    A store whose runs do not outlive the process says so with an attribute ``durable = False``.
     """
 
     async def append(self, run_id: str, expected_seq: int, records: Sequence[Record], /, *, owner: Owner) -> float:

@@ -42,7 +42,7 @@ APPLICATION_ID = 0x72616831
 SCHEMA_VERSION = 1
 
 _PAGE_SIZE = 2048  # a commit writes whole pages, and a step is about 500 bytes
-_CHECKPOINT_PAGES = 2000  # 4 MB of write-ahead log
+_CHECKPOINT_PAGES = 1000  # 2 MB of write-ahead log: it is overwritten then, which is cheaper than growing
 CHUNK = 200
 """How many batches are read at a time."""
 

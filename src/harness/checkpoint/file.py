@@ -18,7 +18,6 @@ import secrets
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,40 +37,16 @@ from harness.checkpoint.base import (
     is_alive,
     lease_clock,
 )
+from harness.checkpoint.lines import FORMAT_VERSION, Line, format_line, last_line, read_lines
 from harness.checkpoint.local import create_private_file, private_folder, sync_folder
-from harness.errors import CheckpointConflict, CheckpointCorrupt, CheckpointError, OwnershipLost, RecordTooNew
+from harness.errors import CheckpointConflict, CheckpointCorrupt, CheckpointError, OwnershipLost
 from harness.records import Entry, ProcessId, Record, RunStarted, decode, encode
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 1
-
 _CHUNK = 200  # lines read at a time
-_TAIL = 65_536  # bytes read from the end of a file to find its last line
 _THREADS = 8
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class Line(msgspec.Struct, frozen=True):
-    """One append as it stands in the file, after its checksum.
-
-    Attributes:
-        version: of this layout.
-        run_id: the run; the name of the file is only a digest of it.
-        seq: the sequence number of the last record.
-        at: when it was appended, seconds since the epoch.
-        token: the owner's fencing token.
-        status: how the run stands after it.
-        records: the records.
-    """
-
-    version: int
-    run_id: str
-    seq: int
-    at: float
-    token: int
-    status: RunStatus
-    records: msgspec.Raw
 
 
 class LockNote(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -231,7 +206,7 @@ class FileCheckpointStore:
                 if lease_clock() < held.lease_until and is_alive(held.owner.process):
                     raise _owned_by(run_id, held.owner.process)
                 self._let_go(held)
-            self._refuse_old_format(run_id, path)
+            self._refuse_oldformat_line(run_id, path)
             private_folder(self.folder)
             lock = _lock(path, run_id)
             try:
@@ -306,7 +281,7 @@ class FileCheckpointStore:
                 status = final_status(record) or status
             seq = expected_seq + len(records)
             line = Line(FORMAT_VERSION, run_id, seq, at, owner.token, status, msgspec.Raw(encode(records)))
-            _write_line(held, _format(line))
+            _write_line(held, format_line(line))
             held.seq, held.status = seq, status
             return at
 
@@ -348,9 +323,9 @@ class FileCheckpointStore:
 
     def _entries(self, run_id: str, after: int) -> Generator[Entry]:
         path = self._path(run_id)
-        self._refuse_old_format(run_id, path)
+        self._refuse_oldformat_line(run_id, path)
         expected = 1
-        for number, line in _lines(path):
+        for number, line in read_lines(path):
             where = f"{str(path)!r}, line {number}"
             if line.run_id != run_id:
                 raise CheckpointCorrupt(f"{where} belongs to run {line.run_id!r}, not to {run_id!r}")
@@ -409,7 +384,7 @@ class FileCheckpointStore:
         except UnicodeEncodeError as error:
             raise CheckpointError(f"run id {run_id!r} cannot be written: {error}") from error
 
-    def _refuse_old_format(self, run_id: str, path: Path) -> None:
+    def _refuse_oldformat_line(self, run_id: str, path: Path) -> None:
         """Refuse to begin anew a run that an older release left as one JSON document ``<run id>.json``."""
         if not run_id or "/" in run_id or "\0" in run_id or len(os.fsencode(run_id)) > 250 or path.exists():
             return
@@ -495,99 +470,6 @@ def _owned_by(run_id: str, process: ProcessId | None) -> OwnershipLost:
     )
 
 
-def _format(line: Line) -> bytes:
-    body = msgspec.json.encode(line)[1:]
-    return b'{"check":"%08x",%b\n' % (zlib.crc32(body), body)
-
-
-def _parse(text: bytes, where: str) -> Line | None:
-    """Read one line with its line feed, or return None for a damaged one."""
-    head, body = text[:20], text[20:-1]
-    if text[-1:] != b"\n" or head != b'{"check":"%08x",' % zlib.crc32(body):
-        return None
-    try:
-        line = msgspec.json.decode(b"{" + body, type=Line)
-    except msgspec.MsgspecError as error:
-        version = _version(body)
-        if version <= FORMAT_VERSION:
-            raise CheckpointCorrupt(f"{where} is not a line of a journal: {error}") from None
-    else:
-        version = line.version
-        if version <= FORMAT_VERSION:
-            return line
-    raise RecordTooNew(
-        f"{where} was written by a newer react-agent-harness (layout {version}; this one reads up to "
-        f"{FORMAT_VERSION}): upgrade with pip install -U react-agent-harness"
-    )
-
-
-def _version(body: bytes) -> int:
-    try:
-        raw = msgspec.json.decode(b"{" + body, type=dict[str, object])
-    except msgspec.MsgspecError:
-        return 0
-    version = raw.get("version")
-    return version if isinstance(version, int) else 0
-
-
-def _lines(path: Path) -> Generator[tuple[int, Line]]:
-    """Yield the lines of a file with their numbers, up to a last one that is not whole."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        damaged = 0
-        for number, text in enumerate(file, 1):
-            if damaged:
-                raise CheckpointCorrupt(f"{str(path)!r} is damaged in line {damaged}: restore it from a backup")
-            line = _parse(text, f"{str(path)!r}, line {number}")
-            if line is not None:
-                yield number, line
-            elif text.endswith(b"\n"):
-                damaged = number
-            else:
-                return  # somebody may be writing it right now: what follows it later is not looked at
-
-
-def _last_line(fd: int, path: Path) -> tuple[Line | None, int]:
-    """Return the last whole line, if there is one, and where it ends; what follows it is what a crash left."""
-    size, window = os.fstat(fd).st_size, _TAIL
-    while True:
-        start = max(0, size - window)
-        pieces = _pread(fd, size - start, start).split(b"\n")
-        torn = pieces.pop()
-        if start == 0 or len(pieces) > 2:
-            break
-        window *= 8
-    if start > 0:
-        del pieces[0]  # the window begins somewhere inside it
-    end = size - len(torn)
-    # Only the very last thing in the file may be damaged: the torn piece, or else the last line.
-    for damage_allowed in (not torn, False):
-        if not pieces:
-            return None, 0
-        text = pieces.pop() + b"\n"
-        line = _parse(text, f"{str(path)!r}, the line that ends at byte {end}")
-        if line is not None:
-            return line, end
-        if not damage_allowed:
-            break
-        end -= len(text)
-    raise CheckpointCorrupt(
-        f"{str(path)!r} is damaged before its last line, in the line that ends at byte {end}: restore it from a backup"
-    )
-
-
-def _pread(fd: int, count: int, offset: int) -> bytes:
-    """Read exactly, unless the file ends: one system call returns at most 2 GB."""
-    parts: list[bytes] = []
-    while count and (part := os.pread(fd, count, offset)):
-        parts.append(part)
-        count, offset = count - len(part), offset + len(part)
-    return b"".join(parts)
-
-
 def _open_journal(held: Held) -> None:
     """Find out where a claimed run ends, and cut off what a crash left of a last line."""
     try:
@@ -595,7 +477,7 @@ def _open_journal(held: Held) -> None:
     except FileNotFoundError:
         return
     try:
-        line, end = _last_line(held.file, held.path)
+        line, end = last_line(held.file, held.path)
         if line is not None and line.run_id != held.owner.run_id:
             raise CheckpointCorrupt(f"{str(held.path)!r} belongs to run {line.run_id!r}, not {held.owner.run_id!r}")
         if end < os.fstat(held.file).st_size:
@@ -659,7 +541,7 @@ def _remove(path: Path) -> bool:
 
 
 def _summary(path: Path) -> RunSummary | None:
-    first = next((line for _, line in _lines(path)), None)
+    first = next((line for _, line in read_lines(path)), None)
     if first is None:
         return None
     started = decode(bytes(first.records), where=repr(str(path)))[0]
@@ -667,7 +549,7 @@ def _summary(path: Path) -> RunSummary | None:
         return None
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        last = _last_line(fd, path)[0] or first
+        last = last_line(fd, path)[0] or first
     finally:
         os.close(fd)
     status = "running" if last.status == "interrupted" and _is_driven(path) else last.status

@@ -50,6 +50,8 @@ class MemoryCheckpointStore:
     [1]
     """
 
+    durable = False
+
     def __init__(self) -> None:
         self._runs: dict[str, _Run] = {}
         # Tokens are drawn from the whole store, so that a run that was deleted and begun anew reuses none.

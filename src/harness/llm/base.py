@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
@@ -91,3 +92,13 @@ class LLM(Protocol):
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make the call and yield its deltas."""
         ...
+
+
+@asynccontextmanager
+async def closing(stream: AsyncIterator[LLMDelta]) -> AsyncGenerator[AsyncIterator[LLMDelta]]:
+    """Close a stream on the way out, so that a cancelled or abandoned call lets go of its connection at once."""
+    try:
+        yield stream
+    finally:
+        if (close := getattr(stream, "aclose", None)) is not None:
+            await close()

@@ -1,0 +1,1 @@
+"""Strategies: pure functions that decide what a run does next."""

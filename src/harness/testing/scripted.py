@@ -187,7 +187,9 @@ class RecordingTool:
             raise self._error
         return ToolOutput(self._result(args) if callable(self._result) else self._result)
 
-    async def reconcile(self, args: Mapping[str, object], context: ToolContext[object], /) -> ToolOutput | NotDone | Unknown:
+    async def reconcile(
+        self, args: Mapping[str, object], context: ToolContext[object], /
+    ) -> ToolOutput | NotDone | Unknown:
         """Look the key up in the file: found, its result; not found, NotDone."""
         if not self.spec.reconciles:
             return Unknown()

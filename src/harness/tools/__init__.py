@@ -1,0 +1,38 @@
+"""Tools: what a model may call, and how to make one of your own functions."""
+
+from harness.tools.arguments import describe_arguments
+from harness.tools.base import (
+    DEFAULT_TIMEOUT_S,
+    InvalidArguments,
+    NotDone,
+    ReconcileFunction,
+    Reconciles,
+    Tool,
+    ToolContext,
+    ToolOutput,
+    ToolSpec,
+    Unknown,
+)
+from harness.tools.files import file_tools
+from harness.tools.function import FunctionTool, as_tool, definition_hash, tool
+from harness.tools.threads import run_in_thread
+
+__all__ = [
+    "DEFAULT_TIMEOUT_S",
+    "FunctionTool",
+    "InvalidArguments",
+    "NotDone",
+    "ReconcileFunction",
+    "Reconciles",
+    "Tool",
+    "ToolContext",
+    "ToolOutput",
+    "ToolSpec",
+    "Unknown",
+    "as_tool",
+    "definition_hash",
+    "describe_arguments",
+    "file_tools",
+    "run_in_thread",
+    "tool",
+]

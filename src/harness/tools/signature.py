@@ -98,8 +98,8 @@ def _is_context(annotation: object) -> bool:
 
 
 def _resolve(function: Callable[..., object], parameter: inspect.Parameter, name: str) -> object:
-    if not _has_name(parameter.annotation):
-        return parameter.annotation
+    if parameter.annotation is REQUIRED:
+        return REQUIRED
     code_owner = _plain_function(function)
     module_names = getattr(code_owner, "__globals__", {})
     holder = types.SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
@@ -112,16 +112,6 @@ def _resolve(function: Callable[..., object], parameter: inspect.Parameter, name
         except Exception as error:
             raise _unresolved(name, parameter, error) from None
     raise _unresolved(name, parameter, "its names must be importable from the function's module, outside TYPE_CHECKING")
-
-
-def _has_name(annotation: object) -> bool:
-    """Whether an annotation holds text that has yet to be evaluated."""
-    if isinstance(annotation, (str, typing.ForwardRef)):
-        return True
-    return any(_has_name(part) for part in typing.get_args(annotation)) and typing.get_origin(annotation) not in (
-        typing.Literal,
-        typing.Annotated,  # its metadata may be plain text
-    )
 
 
 def _unresolved(name: str, parameter: inspect.Parameter, why: object) -> ConfigError:

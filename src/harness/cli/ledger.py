@@ -1,0 +1,75 @@
+"""What a run has used so far: a fold of its journal for people to read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from harness.budget import GuardrailConfig, Spent
+from harness.cli.text import seconds
+from harness.records import Entry
+from harness.state import RunState, apply
+
+
+class Ledger:
+    """Follows a run's journal.
+
+    Attributes:
+        state: the journal, folded.
+        limits: what the run may use; None where that is not known.
+    """
+
+    def __init__(self, run_id: str = "", limits: GuardrailConfig | None = None) -> None:
+        self.state = RunState(run_id)
+        self.limits = limits
+        self._attached_at = time.monotonic()
+        self._attached_s: float | None = None
+
+    def follow(self, entries: Iterable[Entry]) -> None:
+        """Fold more of the journal."""
+        for entry in entries:
+            if entry.seq == self.state.seq + 1:
+                apply(self.state, entry.record, entry.at)
+
+    def attach(self) -> None:
+        """Count elapsed time from here on, on top of what the journal says."""
+        self._attached_at = time.monotonic()
+        self._attached_s = self.state.spent.active_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds the run has been driven."""
+        if self._attached_s is None:
+            return self.state.spent.active_s
+        return self._attached_s + time.monotonic() - self._attached_at
+
+    def line(self) -> str:
+        """Say tokens, cost and time: ``2,134 tokens · $0.0012 of $2.00 · 12.3 s``."""
+        return f"{self.tokens()} · {self.cost()} · {seconds(self.elapsed_s)}"
+
+    def tokens(self) -> str:
+        """Say how many tokens went both ways."""
+        usage = self.state.spent.usage
+        return f"{usage.input_tokens + usage.output_tokens:,} tokens"
+
+    def cost(self) -> str:
+        """Say what it cost, and of how much."""
+        cap = self.limits.max_total_cost_usd if self.limits else None
+        return cost(self.state.spent, cap)
+
+
+def cost(spent: Spent, cap: float | None = None) -> str:
+    """Write a cost. An unknown price is called unpriced, never zero.
+
+    >>> cost(Spent())
+    'no cost yet'
+    """
+    usage = spent.usage
+    of = f" of ${cap:.2f}" if cap is not None else ""
+    if usage.unpriced and not usage.cost_microusd:
+        return "unpriced"
+    if usage.unpriced:
+        return f"${usage.cost_usd:.4f}{of} + {usage.unpriced} unpriced calls"
+    if not (usage.input_tokens or usage.output_tokens or usage.cost_microusd):
+        return "no cost yet"
+    return f"${usage.cost_usd:.4f}{of}"

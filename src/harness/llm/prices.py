@@ -1,0 +1,99 @@
+"""What a call cost: integer micro-dollars, or None where nobody knows. An unknown price is never taken for zero."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from typing import TypedDict
+
+from harness.budget import MICRO
+
+log = logging.getLogger(__name__)
+
+GATEWAY_HEADERS = ("x-litellm-response-cost", "x-cost-usd", "x-helicone-cost-usd")
+"""Response headers in which gateways say what a call cost, in dollars."""
+
+
+class CallUsage(TypedDict):
+    """What a ``cost_fn`` is given of one call."""
+
+    tokens_in: int
+    tokens_out: int
+    total_tokens: int
+    model: str
+
+
+CostFunction = Callable[[CallUsage], float | None]
+"""Takes the usage of one call and returns dollars, or None where it does not know."""
+
+
+def microusd(value: object) -> int | None:
+    """Read an amount of dollars and round it up to whole micro-dollars; None where it is not an amount.
+
+    >>> microusd("0.0123"), microusd(0.0000001), microusd("None"), microusd(-1)
+    (12300, 1, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        return None
+    try:
+        amount = Decimal(str(value).strip())
+        if not amount.is_finite() or not 0 <= amount < MICRO:
+            return None
+        return int((amount * MICRO).to_integral_value(ROUND_CEILING))
+    except InvalidOperation:
+        return None
+
+
+def header_cost(headers: Mapping[str, str]) -> int | None:
+    """Return what a gateway's headers say the call cost."""
+    for name in GATEWAY_HEADERS:
+        if (cost := microusd(headers.get(name))) is not None:
+            return cost
+    return None
+
+
+def asked_cost(cost_fn: CostFunction, usage: CallUsage) -> int | None:
+    """Ask a caller's cost function. One that raises or returns no amount is logged and skipped."""
+    try:
+        dollars = cost_fn(usage)
+    except Exception as error:  # a user's function must not lose a reply that is already paid
+        log.warning("cost_fn raised %s: %s; trying the price list", type(error).__name__, error)
+        return None
+    cost = microusd(dollars)
+    if cost is None and dollars is not None:
+        log.warning("cost_fn returned %r, which is no amount of dollars; trying the price list", dollars)
+    return cost
+
+
+def listed_cost(model: str, base_url: str, *, tokens_in: int, tokens_out: int, cache_read: int) -> int | None:
+    """Look a call up in the offline price list; slow the first time, when the list is loaded.
+
+    Args:
+        model: the model that answered.
+        base_url: the provider's address; the list knows providers by it.
+        tokens_in: tokens sent, cached ones included.
+        tokens_out: tokens received.
+        cache_read: the part of ``tokens_in`` that came from the provider's cache.
+    """
+    try:
+        from genai_prices import Usage, calc_price
+    except ImportError:
+        return None
+    usage = Usage(input_tokens=tokens_in, output_tokens=tokens_out, cache_read_tokens=cache_read)
+    try:
+        return microusd(calc_price(usage, model, provider_api_url=base_url).total_price)
+    except (LookupError, ValueError):
+        return None
+
+
+def whole(value: object) -> int | None:
+    """Read a token count a provider reported; None for what is no count: NaN, negative, a text.
+
+    >>> whole(12.0), whole(float("nan")), whole(-1), whole(None)
+    (12, None, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        return None
+    return min(int(value), 2**53)

@@ -1,0 +1,143 @@
+"""RunStream: a run's events, for one consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from harness.active import ActiveRun
+from harness.errors import ConfigError
+from harness.events import Event
+from harness.records import Entry
+from harness.result import RunResult, result_of
+from harness.state import RunState
+from harness.stream import RunLog, Viewer
+
+
+class OverRun:
+    """A run that is over for good: nothing to drive."""
+
+    def __init__(self, state: RunState, entries: list[Entry]) -> None:
+        self._state = state
+        self.agent_id = state.started.agent_id if state.started else ""
+        self.log = RunLog(state.run_id, self.agent_id, entries)
+        self.log.end()
+        self.first = len(entries) - 1
+
+    def result(self) -> RunResult:
+        """Return what it came to."""
+        result = result_of(self._state, self.log.entries)
+        assert result is not None  # made of a journal with a final record only
+        return result
+
+
+Run: TypeAlias = ActiveRun | OverRun
+"""A run that is driven here, or one that is over."""
+
+
+class RunStream:
+    """A run's events: an async context manager and an async iterable.
+
+    Leaving the ``async with`` stops the run and waits until everything it started has ended; the run can be resumed.
+    A plain ``async for`` that is abandoned stops it when the stream is finalised, with a ResourceWarning.
+
+    Attributes:
+        result: what the run came to, once the stream has ended.
+
+    >>> from harness.checkpoint import MemoryCheckpointStore
+    >>> from harness.testing import ScriptedLLM
+    >>> async def main():
+    ...     runtime = AgentRuntime(
+    ...         llm=ScriptedLLM(["Hello."]), agents=[AgentConfig("a")], checkpoint_store=MemoryCheckpointStore()
+    ...     )
+    ...     async with runtime.run_agent_stream("a", "Greet me.") as events:
+    ...         return [event.type.value async for event in events]
+    >>> asyncio.run(main())
+    ['STARTED', 'THOUGHT', 'TASK_DONE']
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], Coroutine[None, None, Run]],
+        *,
+        tokens: bool,
+        replay: bool,
+        on_cut: Callable[[ActiveRun], None],
+    ) -> None:
+        self._start = start
+        self._tokens = tokens
+        self._replay = replay
+        self._on_cut = on_cut
+        self._run: Run | None = None
+        self._viewer: Viewer | None = None
+        self._closed = False
+        self.result: RunResult | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; empty until the stream was entered or its first event asked for."""
+        return self._run.log.run_id if self._run is not None else ""
+
+    async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cut = kind is not None and issubclass(kind, (asyncio.CancelledError, KeyboardInterrupt, SystemExit))
+        await self._close(cut=cut)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        viewer = self._viewer or await self._open()
+        try:
+            event = await viewer.next()
+        except asyncio.CancelledError:
+            await self._close(cut=True)
+            raise
+        if event is not None:
+            return event
+        if self.result is None:
+            run = self._run
+            self.result = run.result() if isinstance(run, OverRun) else await asyncio.shield(run.task)  # type: ignore[union-attr]  # a viewer exists only of a run
+            self._closed = True
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Leave the stream; see the class."""
+        await self._close(cut=False)
+
+    async def _open(self) -> Viewer:
+        if self._closed:
+            raise ConfigError("this stream was closed; resume the run to see more of it")
+        if self._run is None:
+            self._run = await self._start()
+            if isinstance(self._run, ActiveRun):
+                self._run.join()
+            self._viewer = self._run.log.view(0 if self._replay else self._run.first, tokens=self._tokens)
+        assert self._viewer is not None  # made together with the run
+        return self._viewer
+
+    async def _close(self, *, cut: bool) -> None:
+        if self._closed or not isinstance(self._run, ActiveRun) or self._viewer is None:
+            self._closed = True
+            return
+        self._closed = True
+        run = self._run
+        run.log.leave(self._viewer)
+        await run.leave()
+        if cut:
+            self._on_cut(run)
+
+    def __del__(self) -> None:
+        run = self._run
+        if not self._closed and isinstance(run, ActiveRun) and not run.task.done():
+            text = f"the stream of run {run.run_id!r} was left without being closed"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
+            run.abandon()

@@ -1,0 +1,58 @@
+"""Wiring: one agent's model, tools and limits, resolved from their registries."""
+
+from __future__ import annotations
+
+import msgspec
+
+from harness.agent import AgentConfig
+from harness.budget import GuardrailConfig
+from harness.checkpoint.base import CheckpointStore
+from harness.llm import as_llm
+from harness.llm.base import LLM
+from harness.perform import Workbench
+from harness.registry import ToolRegistry, fingerprints
+from harness.strategies.base import RunConfig
+from harness.stream import RunLog
+from harness.working_memory import chars_over_four
+
+
+class Wiring:
+    """One agent's model, tools and configuration, resolved.
+
+    Args:
+        agent: the agent.
+        tools: every tool there is.
+        llm: the model it uses where it has none of its own.
+        limits: the run's limits.
+        store: where the run is kept.
+        deps: the user's own object, for tools.
+
+    Attributes:
+        config: what decisions depend on.
+        fingerprints: digests of it.
+    """
+
+    def __init__(
+        self,
+        agent: AgentConfig,
+        tools: ToolRegistry,
+        *,
+        llm: LLM,
+        limits: GuardrailConfig,
+        store: CheckpointStore,
+        deps: object,
+    ) -> None:
+        self.agent = agent
+        self.store = store
+        self._deps = deps
+        self._tools = tools.of_agent(agent)
+        self._llm = llm if agent.llm is None else as_llm(agent.llm)
+        specs = {name: tool.spec for name, tool in self._tools.items()}
+        count = agent.token_counter or chars_over_four
+        overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
+        self.config = RunConfig(agent, specs, limits, overhead, count)
+        self.fingerprints = fingerprints(agent, specs, self._llm)
+
+    def bench(self, run_id: str, log: RunLog) -> Workbench:
+        """Build what a driver performs calls with."""
+        return Workbench(run_id, self.config, self._llm, self._tools, self.store, log, self._deps)
