@@ -7,9 +7,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from harness.checkpoint.base import CheckpointStore, Owner
+from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.driver import Driver
-from harness.errors import InternalError
+from harness.errors import InternalError, OwnershipLost
 from harness.perform import Workbench
 from harness.records import Entry, Record
 from harness.result import RunResult, result_of
@@ -33,6 +33,8 @@ class ActiveRun:
         opening: facts the first driver writes.
         make_bench: builds what a driver performs calls with.
         agent_id: the agent the run was started with.
+        lease_s: seconds for which the run stays ours after each renewal.
+        claimed_at: when it was claimed, or just before, on the clock of leases.
         on_cut: called when the run is cancelled by somebody who did not ask it to stop (the end of the event loop).
 
     Attributes:
@@ -51,6 +53,8 @@ class ActiveRun:
         opening: Sequence[Record],
         make_bench: Callable[[RunLog], Workbench],
         agent_id: str,
+        lease_s: float,
+        claimed_at: float,
         on_cut: Callable[[ActiveRun], None],
     ) -> None:
         self.run_id = state.run_id
@@ -59,6 +63,8 @@ class ActiveRun:
         self.first = len(entries)
         self._store = store
         self._owner = owner
+        self._lease_s = lease_s
+        self._claimed_at = claimed_at
         self._state = state
         self._opening = opening
         self._make_bench = make_bench
@@ -97,7 +103,14 @@ class ActiveRun:
             abandoned = False
             while True:
                 bench = self._make_bench(self.log)
-                driver = Driver(self._state, bench, self._owner, abandoned=abandoned)
+                driver = Driver(
+                    self._state,
+                    bench,
+                    self._owner,
+                    lease_s=self._lease_s,
+                    claimed_at=self._claimed_at,
+                    abandoned=abandoned,
+                )
                 if not await self._watch(driver):
                     break
                 abandoned = True
@@ -106,6 +119,12 @@ class ActiveRun:
             if result is None:
                 raise InternalError(f"run {self.run_id!r} stopped at record {self._state.seq} without an end")
             return result
+        except OwnershipLost:
+            # This process was stopped for longer than its lease. Whoever took the run may have finished it.
+            await self._catch_up()
+            if self._state.over is not None and (result := result_of(self._state, self.log.entries)):
+                return result
+            raise
         except asyncio.CancelledError:
             if not self._stopping:
                 self._on_cut(self)
@@ -118,9 +137,8 @@ class ActiveRun:
     async def _watch(self, driver: Driver) -> bool:
         """Run a driver to its end. Returns True where it had to be abandoned."""
         drive = asyncio.create_task(driver.drive(self._opening))
-        stuck = asyncio.create_task(driver.stuck.wait())
         try:
-            await asyncio.wait({drive, stuck}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({drive, driver.stuck}, return_when=asyncio.FIRST_COMPLETED)
             if drive.done():
                 drive.result()
                 return False
@@ -132,19 +150,22 @@ class ActiveRun:
             await asyncio.wait({drive}, timeout=STOP_S * 0.75)
             _forget(drive)
             raise
-        finally:
-            stuck.cancel()
 
     async def _take_again(self) -> None:
         """Own the run anew, so that whatever the abandoned driver still writes is refused, and fold it again."""
         process = self._owner.process
         await self._store.release(self._owner)
-        self._owner = await self._store.claim(self.run_id, process)
+        self._claimed_at = lease_clock()
+        self._owner = await self._store.claim(self.run_id, process, lease_s=self._lease_s)
+        await self._catch_up()
+        self._opening = ()
+
+    async def _catch_up(self) -> None:
+        """Fold the journal anew, and show what others or an abandoned driver have written."""
         entries = [entry async for entry in self._store.read(self.run_id)]
         for entry in entries[len(self.log.entries) :]:
             self.log.publish([entry.record], entry.at)
         self._state = fold(self.run_id, entries)
-        self._opening = ()
 
     def join(self) -> None:
         """Count one more consumer that wants the run to go on."""

@@ -7,11 +7,12 @@ share one append, so a step costs two commits.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 
-from harness.checkpoint.base import LEASE_S, Owner, lease_clock
-from harness.errors import InternalError
+from harness.checkpoint.base import Owner, lease_clock
+from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.perform import Workbench, admit, call_llm, call_tool
 from harness.records import (
     VERSION,
@@ -34,6 +35,8 @@ from harness.watchdog import INFINITY, Watchdog
 BREATHE_EVERY = 32
 """Rounds after which the loop lets other tasks run, for models and tools that never wait."""
 
+logger = logging.getLogger("harness")
+
 STRATEGIES: dict[str, Strategy] = {"react": react}
 
 
@@ -44,38 +47,49 @@ class Driver:
         state: the folded journal; grown in place.
         bench: what performing its calls needs.
         owner: the right to append to it.
+        lease_s: seconds for which the run stays ours after each renewal.
+        claimed_at: when it was claimed, or just before, on the clock of leases.
         abandoned: calls of the epoch before did not stop when they were cancelled.
 
     Attributes:
         stuck: done when a call does not come back after it was cancelled.
     """
 
-    def __init__(self, state: RunState, bench: Workbench, owner: Owner, *, abandoned: bool = False) -> None:
+    def __init__(
+        self,
+        state: RunState,
+        bench: Workbench,
+        owner: Owner,
+        *,
+        lease_s: float,
+        claimed_at: float,
+        abandoned: bool = False,
+    ) -> None:
         self.state = state
         self.bench = bench
         self.owner = owner
-        self.stuck: asyncio.Event = asyncio.Event()
         self._abandoned = abandoned
         self._loop = asyncio.get_running_loop()
-        self._started_at = self._loop.time()
-        self._clock_base = state.spent.active_s
-        self._lease_until = lease_clock() + LEASE_S
+        self.stuck: asyncio.Future[None] = self._loop.create_future()
+        self._active_since = time.monotonic() - state.spent.active_s
+        self._lease_s = lease_s
+        self._lease_until = claimed_at + lease_s
         self._pending: list[Record] = []
         self._durable_seq = state.seq
+        self._shares_commits = bench.agent.checkpoint_every > 1
         self._urgent = False
         self._steps_since_commit = 0
-        self._tasks: dict[asyncio.Task[Sequence[Record]], Step] = {}
-        self._arrived: list[asyncio.Task[Sequence[Record]]] = []
+        self._tasks: dict[asyncio.Task[Record | None], Step] = {}
+        self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
-        self._watchdog: Watchdog | None = None
         bench.clock = self.clock
         bench.check_owner = self._check_owner
         wall = bench.config.limits.max_wall_time_seconds
-        bench.wall_end = INFINITY if wall is None else self._started_at + max(0.0, wall - self._clock_base)
+        bench.wall_end = INFINITY if wall is None else self._loop.time() + max(0.0, wall - state.spent.active_s)
 
     def clock(self) -> float:
         """Return how many seconds the run has been driven, over all epochs."""
-        return round(self._clock_base + self._loop.time() - self._started_at, 4)
+        return int((time.monotonic() - self._active_since) * 10_000) / 10_000
 
     async def drive(self, opening: Sequence[Record] = ()) -> None:
         """Drive the run until it is over or failed.
@@ -86,11 +100,11 @@ class Driver:
         Raises:
             CheckpointError: the journal could not be written; what was written stays valid.
         """
-        self._watchdog = Watchdog(self.stuck.set)
+        watchdog = Watchdog(self._give_up)
         heartbeat = asyncio.create_task(self._heartbeat(asyncio.current_task()))
         try:
             self._open(opening)
-            await self._loop_until_over()
+            await self._loop_until_over(watchdog)
         except asyncio.CancelledError:
             if heartbeat.done() and not heartbeat.cancelled() and (error := heartbeat.exception()):
                 raise error from None
@@ -98,7 +112,7 @@ class Driver:
             raise
         finally:
             heartbeat.cancel()
-            self._watchdog.close()
+            watchdog.close()
             await self._stop_calls()
 
     def _open(self, opening: Sequence[Record]) -> None:
@@ -110,17 +124,20 @@ class Driver:
         if self._abandoned:
             self._settle_abandoned()
 
-    async def _loop_until_over(self) -> None:
+    async def _loop_until_over(self, watchdog: Watchdog) -> None:
         state = self.state
+        if state.started is None:
+            raise InternalError(f"run {state.run_id!r} has no beginning")
+        strategy = STRATEGIES[state.started.strategy]
         rounds = 0
         while True:
-            starts = self._decide()
-            if self._pending:
-                await self._commit_if_due()
+            starts = self._decide(strategy)
+            if self._pending and self._is_commit_due():
+                await self._commit()
             if state.over is not None or state.failed is not None:
                 return
             if len(starts) == 1 and not self._tasks:
-                self._note_outcomes(await self._perform(starts[0], self._watchdog))
+                self._note_outcome(await self._perform(starts[0], watchdog))
             else:
                 for step in starts:
                     self._spawn(step)
@@ -129,27 +146,23 @@ class Driver:
             if rounds % BREATHE_EVERY == 0:
                 await asyncio.sleep(0)
 
-    def _decide(self) -> list[Step]:
+    def _decide(self, strategy: Strategy) -> list[Step]:
         """Ask every open scope's strategy; write its facts and intents down; return what is to be performed."""
-        state = self.state
-        started = state.started
-        if started is None:
-            raise InternalError(f"run {state.run_id!r} has no beginning")
-        strategy = STRATEGIES[started.strategy]
+        state, config = self.state, self.bench.config
         starts: list[Step] = []
         settled = False
         while not settled and state.over is None and state.failed is None:
             settled = True
             for scope in tuple(state.scopes.values()):
-                for step in strategy(scope, state, self.bench.config):
-                    if isinstance(step, Pause):
+                for step in strategy(scope, state, config):
+                    if isinstance(step, (LLMStarted, ToolStarted)):
+                        self._note(step)
+                        starts.append(step)
+                    elif isinstance(step, Pause):
                         scope.pausing = True
                         starts.append(step)
-                        continue
-                    self._note(step)
-                    if isinstance(step, (LLMStarted, ToolStarted)):
-                        starts.append(step)
                     else:
+                        self._note(step)
                         settled = False
         return starts
 
@@ -157,6 +170,11 @@ class Driver:
         """Fold a record now; it becomes durable with the next commit, before anything depends on it."""
         self._pending.append(record)
         apply(self.state, record, time.time())
+        if self._shares_commits:
+            self._note_urgency(record)
+
+    def _note_urgency(self, record: Record) -> None:
+        """Note what decides whether the next commit may wait for another step."""
         if isinstance(record, LLMStarted):
             self._steps_since_commit += 1
         elif isinstance(record, ToolStarted):
@@ -167,19 +185,20 @@ class Driver:
         elif isinstance(record, (DriverStarted, RunFinished, RunFailed, RunCancelled)):
             self._urgent = True
 
-    def _note_outcomes(self, records: Sequence[Record]) -> None:
-        for record in records:
-            self._note(record)
-            if type(record) is LLMFinished:
-                scope = self.state.scopes[record.scope]
-                if scope.phase == "tools" and record.purpose == "step":
-                    for refused in admit(self.bench, scope):
-                        self._note(refused)
+    def _note_outcome(self, record: Record | None) -> None:
+        if record is None:
+            return
+        self._note(record)
+        if type(record) is LLMFinished and record.purpose == "step":
+            scope = self.state.scopes[record.scope]
+            if scope.phase == "tools":
+                for refused in admit(self.bench, scope):
+                    self._note(refused)
 
-    async def _commit_if_due(self) -> None:
-        every = self.bench.config.agent.checkpoint_every
-        if self._urgent or every <= 1 or self._steps_since_commit >= every:
-            await self._commit()
+    def _is_commit_due(self) -> bool:
+        if self._urgent or not self._shares_commits:
+            return True
+        return self._steps_since_commit >= self.bench.config.agent.checkpoint_every
 
     async def _commit(self) -> None:
         records, self._pending = self._pending, []
@@ -189,28 +208,31 @@ class Driver:
         self._durable_seq += len(records)
         self.bench.log.publish(records, at)
 
-    async def _perform(self, step: Step, watchdog: Watchdog | None) -> Sequence[Record]:
-        own = watchdog or Watchdog(self.stuck.set)
+    async def _perform(self, step: Step, watchdog: Watchdog) -> Record | None:
+        # A type is compared here, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
+        if type(step) is LLMStarted:
+            return await call_llm(self.bench, self.state.scopes[step.scope], step, watchdog)
+        if type(step) is ToolStarted:
+            return await call_tool(self.bench, self.state.scopes[step.scope], step, watchdog)
+        if isinstance(step, Pause):
+            await asyncio.sleep(step.seconds)
+            scope = self.state.scopes[step.scope]
+            scope.pausing, scope.waited = False, True
+        return None
+
+    async def _perform_beside(self, step: Step) -> Record | None:
+        watchdog = Watchdog(self._give_up)
         try:
-            if isinstance(step, LLMStarted):
-                return (await call_llm(self.bench, self.state.scopes[step.scope], step, own),)
-            if isinstance(step, ToolStarted):
-                return (await call_tool(self.bench, self.state.scopes[step.scope], step, own),)
-            if isinstance(step, Pause):
-                await asyncio.sleep(step.seconds)
-                scope = self.state.scopes[step.scope]
-                scope.pausing, scope.waited = False, True
-            return ()
+            return await self._perform(step, watchdog)
         finally:
-            if watchdog is None:
-                own.close()
+            watchdog.close()
 
     def _spawn(self, step: Step) -> None:
-        task = asyncio.create_task(self._perform(step, None))
+        task = asyncio.create_task(self._perform_beside(step))
         self._tasks[task] = step
         task.add_done_callback(self._arrive)
 
-    def _arrive(self, task: asyncio.Task[Sequence[Record]]) -> None:
+    def _arrive(self, task: asyncio.Task[Record | None]) -> None:
         self._arrived.append(task)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
@@ -228,7 +250,7 @@ class Driver:
         arrived, self._arrived = self._arrived, []
         for task in arrived:
             del self._tasks[task]
-            self._note_outcomes(task.result())
+            self._note_outcome(task.result())
 
     async def _stop_calls(self) -> None:
         tasks = [task for task in self._tasks if not task.done()]
@@ -242,10 +264,14 @@ class Driver:
         await self._stop_calls()
         for task in self._tasks:
             if not task.cancelled() and task.exception() is None:
-                self._note_outcomes(task.result())
+                self._note_outcome(task.result())
         self._tasks.clear()
         if self._pending:
-            await self._commit()
+            try:
+                await self._commit()
+            except CheckpointError as error:
+                # The append that was cut may have been written after all; then these calls are in doubt, not lost.
+                logger.warning("run %r: the last outcomes could not be written: %s", self.state.run_id, error)
 
     def _settle_abandoned(self) -> None:
         """Give calls that would not stop an outcome: they are in doubt, and running them again would hang again."""
@@ -266,20 +292,27 @@ class Driver:
                 error = "the model call did not stop when it was cancelled and was abandoned"
                 self._note(LLMFailed(scope.step + 1, self.clock(), error, transient=False, scope=scope.scope))
 
+    def _give_up(self) -> None:
+        if not self.stuck.done():
+            self.stuck.set_result(None)
+
     async def _heartbeat(self, driver: asyncio.Task[None] | None) -> None:
         """Keep the lease; stop the driver where it was lost."""
-        try:
-            while True:
-                await asyncio.sleep(LEASE_S / 3)
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
                 await self._renew()
-        except Exception:
-            if driver is not None:
-                driver.cancel()
-            raise
+            except OwnershipLost:
+                if driver is not None:
+                    driver.cancel()
+                raise
+            except CheckpointError as error:
+                # A store that is busy now may not be at the next beat; every append checks the owner anyway.
+                logger.warning("run %r: its lease could not be renewed: %s", self.state.run_id, error)
 
     async def _renew(self) -> None:
-        until = lease_clock() + LEASE_S
-        await self.bench.store.renew(self.owner)
+        until = lease_clock() + self._lease_s
+        await self.bench.store.renew(self.owner, lease_s=self._lease_s)
         self._lease_until = until
 
     async def _check_owner(self) -> None:

@@ -6,9 +6,9 @@ Match on the class (``case TaskDone(answer=a)``) or on ``event.type`` with ``eve
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias, cast
 
 import msgspec
 
@@ -48,7 +48,7 @@ class EventType(enum.StrEnum):
 _COMMON = frozenset({"run_id", "agent_id", "seq", "timestamp"})
 
 
-class BusEvent(msgspec.Struct, frozen=True):
+class BusEvent(msgspec.Struct, frozen=True, gc=False):
     """What every event has.
 
     Attributes:
@@ -251,59 +251,19 @@ def arguments_for_show(call: ToolCall) -> dict[str, object] | str:
     return args if isinstance(args, dict) else call.arguments  # pyright: ignore[reportUnknownVariableType] - decoded JSON
 
 
-def events_of(entry: r.Entry, agent_id: str) -> Iterator[Event]:
-    """Yield the events that show one record; many records show as none."""
-    record, common = entry.record, (entry.run_id, agent_id, entry.seq, entry.at)
-    match record:
-        case r.LLMFinished(purpose="step"):
-            yield from _reply_events(record, common)
-        case r.LLMFinished():
-            yield Compacted(*common, summary="".join(p.text for p in record.parts if isinstance(p, Text)))
-        case r.ToolFinished():
-            yield Observation(
-                *common, step=record.step, tool=record.tool, observation=record.text, status=record.status
-            )
-        case r.RunStarted():
-            yield Started(*common, goal=record.goal)
-        case r.DriverStarted() if record.epoch > 1:
-            yield Resumed(*common, epoch=record.epoch)
-        case r.ConfigDiffers():
-            yield Warned(*common, text="changed since the run was last driven: " + "; ".join(record.changes))
-        case r.LLMFailed():
-            again = "it will be tried again" if record.transient else "it is not tried again"
-            yield Warned(*common, text=f"model call failed (attempt {record.attempt}): {record.error}; {again}")
-        case r.Noted():
-            yield Warned(*common, text=record.text)
-        case r.Dropped():
-            yield Compacted(*common, summary="")
-        case r.RunFinished(spent=spent):
-            yield TaskDone(
-                *common,
-                answer=record.answer,
-                confidence=record.confidence,
-                steps=record.steps,
-                cost_usd=spent.usage.cost_usd,
-                elapsed_seconds=spent.active_s,
-                budget=budget_payload(spent),
-            )
-        case r.RunFailed(spent=spent):
-            yield Errored(
-                *common,
-                reason=record.reason,
-                message=record.error,
-                answer=record.answer,
-                steps=record.steps,
-                cost_usd=spent.usage.cost_usd,
-                elapsed_seconds=spent.active_s,
-                budget=budget_payload(spent),
-            )
-        case r.RunCancelled():
-            yield Cancelled(*common, reason=record.reason)
-        case _:
-            return
+def events_of(entry: r.Entry, agent_id: str) -> Sequence[Event]:
+    """Return the events that show one record; many records show as none."""
+    show = _SHOW.get(type(entry.record))
+    return () if show is None else show(entry.record, (entry.run_id, agent_id, entry.seq, entry.at))
 
 
-def _reply_events(record: r.LLMFinished, common: tuple[str, str, int, float]) -> Iterator[Event]:
+_Common: TypeAlias = tuple[str, str, int, float]
+"""The fields every event has, in order."""
+
+
+def _llm_finished(record: r.LLMFinished, common: _Common) -> Sequence[Event]:
+    if record.purpose == "compaction":
+        return (Compacted(*common, summary="".join(p.text for p in record.parts if isinstance(p, Text))),)
     calls: list[ToolCall] = []
     reasoning = text = ""
     for part in record.parts:
@@ -315,9 +275,91 @@ def _reply_events(record: r.LLMFinished, common: tuple[str, str, int, float]) ->
             text += part.text
     if record.malformed or record.finish == "length":
         calls = []
-    action = ", ".join(call.name for call in calls) or "finish"
+    action = ", ".join([call.name for call in calls]) or "finish"
     # With calls the text is what the model says about them; without, it is the answer and shows in TASK_DONE.
     thought = "\n".join(filter(None, (reasoning, text if calls else "")))
-    yield Thought(*common, step=record.step, thought=thought, action=action)
-    for call in calls:
-        yield Action(*common, step=record.step, tool=call.name, args=arguments_for_show(call))
+    events: list[Event] = [Thought(*common, step=record.step, thought=thought, action=action)]
+    events += [Action(*common, step=record.step, tool=call.name, args=arguments_for_show(call)) for call in calls]
+    return events
+
+
+def _tool_finished(record: r.ToolFinished, common: _Common) -> Sequence[Event]:
+    return (
+        Observation(*common, step=record.step, tool=record.tool, observation=record.text, status=record.status),
+    )  # fmt: skip
+
+
+def _run_started(record: r.RunStarted, common: _Common) -> Sequence[Event]:
+    return (Started(*common, goal=record.goal),)
+
+
+def _driver_started(record: r.DriverStarted, common: _Common) -> Sequence[Event]:
+    return (Resumed(*common, epoch=record.epoch),) if record.epoch > 1 else ()
+
+
+def _config_differs(record: r.ConfigDiffers, common: _Common) -> Sequence[Event]:
+    return (Warned(*common, text="changed since the run was last driven: " + "; ".join(record.changes)),)
+
+
+def _llm_failed(record: r.LLMFailed, common: _Common) -> Sequence[Event]:
+    again = "it will be tried again" if record.transient else "it is not tried again"
+    return (Warned(*common, text=f"model call failed (attempt {record.attempt}): {record.error}; {again}"),)
+
+
+def _noted(record: r.Noted, common: _Common) -> Sequence[Event]:
+    return (Warned(*common, text=record.text),)
+
+
+def _dropped(_record: r.Dropped, common: _Common) -> Sequence[Event]:
+    return (Compacted(*common, summary=""),)
+
+
+def _run_finished(record: r.RunFinished, common: _Common) -> Sequence[Event]:
+    spent = record.spent
+    done = TaskDone(
+        *common,
+        answer=record.answer,
+        confidence=record.confidence,
+        steps=record.steps,
+        cost_usd=spent.usage.cost_usd,
+        elapsed_seconds=spent.active_s,
+        budget=budget_payload(spent),
+    )
+    return (done,)
+
+
+def _run_failed(record: r.RunFailed, common: _Common) -> Sequence[Event]:
+    spent = record.spent
+    failed = Errored(
+        *common,
+        reason=record.reason,
+        message=record.error,
+        answer=record.answer,
+        steps=record.steps,
+        cost_usd=spent.usage.cost_usd,
+        elapsed_seconds=spent.active_s,
+        budget=budget_payload(spent),
+    )
+    return (failed,)
+
+
+def _run_cancelled(record: r.RunCancelled, common: _Common) -> Sequence[Event]:
+    return (Cancelled(*common, reason=record.reason),)
+
+
+_SHOW = cast(
+    "Mapping[type[r.Record], Callable[[r.Record, _Common], Sequence[Event]]]",
+    {
+        r.RunStarted: _run_started,
+        r.DriverStarted: _driver_started,
+        r.ConfigDiffers: _config_differs,
+        r.LLMFinished: _llm_finished,
+        r.LLMFailed: _llm_failed,
+        r.ToolFinished: _tool_finished,
+        r.Noted: _noted,
+        r.Dropped: _dropped,
+        r.RunFinished: _run_finished,
+        r.RunFailed: _run_failed,
+        r.RunCancelled: _run_cancelled,
+    },
+)

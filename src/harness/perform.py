@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness import working_memory
 from harness.agent import AgentConfig
-from harness.checkpoint.base import CheckpointStore
+from harness.checkpoint.base import CheckpointStore, is_alive
 from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
-from harness.llm.base import LLM, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
-from harness.messages import Part, Reasoning, Text, ToolCall, user
+from harness.llm.base import LLM, LLMRequest, LLMResponse, ReasoningDelta, TextDelta
+from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import Cut, LLMFailed, LLMFinished, LLMStarted, ToolFinished, ToolNotDone, ToolStarted, ToolStatus
 from harness.state import CallState, ScopeState
 from harness.strategies.base import RunConfig
 from harness.stream import RunLog
-from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, ToolContext, ToolOutput, Unknown
+from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, ToolContext, ToolOutput, ToolSpec, Unknown
 from harness.watchdog import INFINITY, Watchdog
 
 MAX_BACKOFF_S = 60.0
@@ -48,6 +48,8 @@ class Workbench:
         wall_end: when the wall-clock limit is over, on the loop's clock.
         check_owner: raises OwnershipLost where the lease is over and lost.
         admitted: validated arguments of calls that were not started yet.
+        agent: the agent at work.
+        specs: the tools as the model is told of them.
     """
 
     run_id: str
@@ -63,11 +65,12 @@ class Workbench:
     admitted: dict[tuple[str, int, int], Mapping[str, object]] = field(
         default_factory=dict[tuple[str, int, int], Mapping[str, object]]
     )
+    agent: AgentConfig = field(init=False)
+    specs: Sequence[ToolSpec] = field(init=False)
 
-    @property
-    def agent(self) -> AgentConfig:
-        """The agent at work."""
-        return self.config.agent
+    def __post_init__(self) -> None:
+        self.agent = self.config.agent
+        self.specs = tuple(self.config.tools.values())
 
 
 def backoff_s(attempt: int, asked_s: float | None) -> float:
@@ -95,11 +98,12 @@ async def call_llm(
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
             watchdog.seen = True
-            if isinstance(delta, ResponseDone):
+            if isinstance(delta, (TextDelta, ReasoningDelta)):
+                if log.wants_tokens and start.purpose == "step":
+                    shown = True
+                    log.delta(delta.text, type(delta) is ReasoningDelta)
+            else:
                 response = delta.response
-            elif log.wants_tokens and start.purpose == "step":
-                shown = True
-                log.delta(delta.text, isinstance(delta, ReasoningDelta))
         watchdog.stop()
         if response is None:
             raise MalformedResponse("the reply ended before it was complete", transient=True)
@@ -123,14 +127,14 @@ def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLM
     return LLMRequest(
         agent.system_prompt,
         scope.view(),
-        tuple(bench.config.tools.values()),
+        bench.specs,
         agent.llm_settings,
         agent.confidence_from_llm,
     )
 
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
-    parts = tuple(_clean(part) for part in response.parts)
+    parts = tuple([_clean(part) for part in response.parts])
     tokens = working_memory.part_tokens(parts, bench.config.count)
     return LLMFinished(
         start.step,
@@ -222,10 +226,7 @@ async def call_tool(
         return _finished(bench, scope, index, call, status, str(error))
     if start.effect != "read":
         await bench.check_owner()
-    loop = asyncio.get_running_loop()
-    timeout_s = tool.spec.timeout_s
-    context = _context(bench, start, loop.time() + timeout_s)
-    watchdog.start(timeout_s, until=bench.wall_end)
+    context = _context(bench, start, watchdog.start(tool.spec.timeout_s, until=bench.wall_end))
     try:
         if start.reconcile:
             return await _reconcile(bench, scope, index, call, tool, args, context)
@@ -260,7 +261,8 @@ def _context(bench: Workbench, start: ToolStarted, deadline: float) -> ToolConte
 
 def idempotency_key(run_id: str, call_id: str) -> str:
     """Return the key of one call: the same for every attempt, process and machine."""
-    return hashlib.sha256(f"{run_id}\0{call_id}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    name = f"{run_id}\0{call_id}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
 
 
 async def _late(
@@ -299,12 +301,20 @@ async def _reconcile(
     if isinstance(tool, Reconciles):
         try:
             verdict = await asyncio.wait_for(tool.reconcile(args, context), tool.spec.timeout_s)
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
             detail = f" (asking what became of it failed: {type(error).__name__}: {error})"
     if isinstance(verdict, ToolOutput):
         return await _success(bench, scope, index, call, verdict, "reconciled")
     if isinstance(verdict, NotDone):
-        return ToolNotDone(scope.step, index, bench.clock(), scope.scope)
+        # A process that is stopped, or has left the call to a thread, may have its effect yet.
+        if call.started_by is None or not is_alive(call.started_by):
+            return ToolNotDone(scope.step, index, bench.clock(), scope.scope)
+        detail = " (nothing of it is found so far, but the process that started it is still alive)"
     text = (
         f"{call.call.name} was started and its outcome is unknown{detail}: it may or may not have had its effect. "
         "It was not run again. Find out what happened before you call it again."
@@ -323,22 +333,26 @@ async def _success(
         text = working_memory.cap(text, most)
     if not output.representable:
         status = "unrepresentable"
-    return _finished(bench, scope, index, call, status, text, cut=cut, output=output)
+    return _outcome(bench, scope, index, call, status, text, cut, output.images)
 
 
 def _finished(
+    bench: Workbench, scope: ScopeState, index: int, call: CallState, status: ToolStatus, text: str
+) -> ToolFinished:
+    text = working_memory.cap(_text(text), bench.agent.max_result_chars)
+    return _outcome(bench, scope, index, call, status, text)
+
+
+def _outcome(
     bench: Workbench,
     scope: ScopeState,
     index: int,
     call: CallState,
     status: ToolStatus,
     text: str,
-    *,
     cut: Cut | None = None,
-    output: ToolOutput | None = None,
+    images: tuple[Image, ...] = (),
 ) -> ToolFinished:
-    images = output.images if output else ()
-    text = text if cut else working_memory.cap(_text(text), bench.agent.max_result_chars)
     tokens = bench.config.count(text) + working_memory.IMAGE_TOKENS * len(images)
     return ToolFinished(
         scope.step, index, call.call.name, status, text, bench.clock(), scope.scope, cut, images, tokens
@@ -351,12 +365,12 @@ def _text(text: str) -> str:
 
 
 def _clean(part: Part) -> Part:
-    match part:
-        case Text(text=text) if not text.isascii():
-            return Text(_text(text))
-        case Reasoning(text=text, provider_data=data) if not text.isascii():
-            return Reasoning(_text(text), data)
-        case ToolCall(id=id_, name=name, arguments=arguments) if not (id_ + name + arguments).isascii():
-            return ToolCall(_text(id_), _text(name), _text(arguments))
-        case _:
+    if isinstance(part, ToolCall):
+        if (part.id + part.name + part.arguments).isascii():
             return part
+        return ToolCall(_text(part.id), _text(part.name), _text(part.arguments))
+    if isinstance(part, Text):
+        return part if part.text.isascii() else Text(_text(part.text))
+    if isinstance(part, Reasoning):
+        return part if part.text.isascii() else Reasoning(_text(part.text), part.provider_data)
+    return part

@@ -12,7 +12,7 @@ from harness.agent import AgentConfig
 from harness.errors import ConfigError
 from harness.llm.base import LLM
 from harness.records import Fingerprints
-from harness.tools import as_tool
+from harness.tools import as_tool, definition_hash
 from harness.tools.base import Tool, ToolSpec
 
 
@@ -89,6 +89,8 @@ class ToolRegistry:
         name = wrapped.spec.name
         if name in self._tools:
             raise ConfigError(f"tool {name!r} is registered twice")
+        if name == "finish":
+            raise ConfigError("a tool cannot be called 'finish': that word ends a run in the text protocol")
         self._tools[name] = wrapped
         return self
 
@@ -137,7 +139,7 @@ def fingerprints(agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM) ->
         agent=_digest(settings),
         prompt=_digest(agent.system_prompt),
         llm=f"{llm.provider}:{llm.name}",
-        tools={n: _digest(s.name, s.description, s.schema, s.effect) for n, s in specs.items()},
+        tools={name: definition_hash(spec) for name, spec in specs.items()},
     )
 
 

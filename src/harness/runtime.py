@@ -13,8 +13,8 @@ from harness import host
 from harness.active import ActiveRun
 from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig
-from harness.checkpoint.base import CheckpointStore, RunQuery, RunSummary, this_process
-from harness.errors import ConfigChanged, OwnershipLost, RunIdTaken, RunNotFound
+from harness.checkpoint.base import LEASE_S, CheckpointStore, RunQuery, RunSummary, lease_clock, this_process
+from harness.errors import ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
 from harness.fork import fork_records
 from harness.keys import join_key, new_run_id, split_key
 from harness.llm import as_llm
@@ -45,6 +45,7 @@ class AgentRuntime:
         auto_resume: whether the first entry call honours ``--resume KEY`` in ``sys.argv``.
         strict: whether a resume refuses a configuration that differs from the run's.
         origin: how runs are said to have been started; None describes the running script.
+        lease_s: seconds a live process that drives a run may be silent before another may take the run.
 
     Raises:
         ConfigError: an agent allows an unknown tool, a name is taken, an object is no model or no tool.
@@ -72,7 +73,10 @@ class AgentRuntime:
         auto_resume: bool = True,
         strict: bool = False,
         origin: Origin | None = None,
+        lease_s: float = LEASE_S,
     ) -> None:
+        if not lease_s > 0:
+            raise ConfigError(f"lease_s must be more than 0 seconds, not {lease_s!r}")
         self.agent_registry = AgentRegistry() if agent_registry is None else agent_registry
         self.tool_registry = ToolRegistry() if tool_registry is None else tool_registry
         for agent in agents:
@@ -90,6 +94,7 @@ class AgentRuntime:
         self._auto_resume = auto_resume
         self._strict = strict
         self._origin = origin
+        self._lease_s = lease_s
         self._process = this_process()
         self._active: dict[str, ActiveRun] = {}
         self._starting: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -284,7 +289,8 @@ class AgentRuntime:
             self._check_same(active.log.entries, run_id, agent, goal)
             return active
         wiring = Wiring(agent, self.tool_registry, llm=self._llm, limits=self._limits, store=store, deps=self._deps)
-        owner = await store.claim(run_id, self._process)
+        claimed_at = lease_clock()
+        owner = await store.claim(run_id, self._process, lease_s=self._lease_s)
         try:
             entries = [entry async for entry in store.read(run_id)]
             self._check_same(entries, run_id, agent, goal)
@@ -304,6 +310,8 @@ class AgentRuntime:
             opening=opening,
             make_bench=lambda log: wiring.bench(run_id, log),
             agent_id=agent.agent_id,
+            lease_s=self._lease_s,
+            claimed_at=claimed_at,
             on_cut=self._hint,
         )
         self._active[run_id] = run

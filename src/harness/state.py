@@ -21,6 +21,7 @@ class CallState:
 
     Attributes:
         call: what the model asked for.
+        started_by: the process that started it last.
         started_epoch: the driver that started it last; 0 before the first start.
         started_at: when that was, seconds since the epoch.
         attempt: how often it was started.
@@ -29,10 +30,11 @@ class CallState:
         result: its outcome, once there is one.
     """
 
-    __slots__ = ("attempt", "call", "effect", "may_run", "result", "started_at", "started_epoch")
+    __slots__ = ("attempt", "call", "effect", "may_run", "result", "started_at", "started_by", "started_epoch")
 
     def __init__(self, call: ToolCall) -> None:
         self.call = call
+        self.started_by: r.ProcessId | None = None
         self.started_epoch = 0
         self.started_at = 0.0
         self.attempt = 0
@@ -148,7 +150,9 @@ class RunState:
     Attributes:
         seq: the last record's place.
         epoch: how many drivers the run has had.
+        process: where the last of them is at work.
         started: its first record; None for an empty journal.
+        copied: the last seq that was copied from another run; 0 for a run that is no fork.
         fingerprints: the configuration it was last driven with.
         scopes: the open scopes, by path. The root is ``""``.
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
@@ -158,11 +162,13 @@ class RunState:
     """
 
     __slots__ = (
+        "copied",
         "epoch",
         "failed",
         "fingerprints",
         "inherited",
         "over",
+        "process",
         "run_id",
         "scopes",
         "seq",
@@ -175,7 +181,9 @@ class RunState:
         self.run_id = run_id
         self.seq = 0
         self.epoch = 0
+        self.process: r.ProcessId | None = None
         self.started: r.RunStarted | None = None
+        self.copied = 0
         self.fingerprints: r.Fingerprints | None = None
         self.scopes: dict[str, ScopeState] = {}
         self.spent = Spent()
@@ -183,12 +191,6 @@ class RunState:
         self.over: r.RunFinished | r.RunCancelled | None = None
         self.failed: r.RunFailed | None = None
         self.summarizations = 0
-
-    @property
-    def copied(self) -> int:
-        """The last seq that was copied from another run; 0 for a run that is no fork."""
-        fork = self.started.forked_from if self.started else None
-        return fork.copied + 1 if fork else 0
 
     @property
     def steps(self) -> int:
@@ -214,19 +216,20 @@ def _ledger(state: RunState) -> Spent:
     return state.inherited if state.seq <= state.copied else state.spent
 
 
-def _clock(state: RunState, clock_s: float) -> None:
-    spent = _ledger(state)
+def _clock(spent: Spent, clock_s: float) -> None:
     spent.active_s = max(spent.active_s, clock_s)
 
 
 def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
     state.started = record
+    state.copied = record.forked_from.copied + 1 if record.forked_from else 0
     state.fingerprints = record.fingerprints
     state.scopes[""] = ScopeState("", user(record.goal, pinned=True), record.tokens)
 
 
 def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> None:
     state.epoch = record.epoch
+    state.process = record.process
     for scope in state.scopes.values():
         scope.llm = None
         scope.pausing = scope.waited = False
@@ -253,9 +256,9 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     scope.failures += 1
     if record.purpose == "compaction" and not record.transient:
         scope.compaction_failed = True
-    _clock(state, record.clock_s)
+    spent = _ledger(state)
+    _clock(spent, record.clock_s)
     if record.usage != _NO_USAGE:
-        spent = _ledger(state)
         spent.usage = spent.usage + record.usage
 
 
@@ -266,7 +269,7 @@ def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
     scope.failures = 0
     spent = _ledger(state)
     spent.usage = spent.usage + record.usage
-    _clock(state, record.clock_s)
+    _clock(spent, record.clock_s)
     if record.purpose == "compaction":
         state.summarizations += 1
         scope.passes += 1
@@ -278,8 +281,9 @@ def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
     scope.reply = record
     scope.passes = 0
     scope.compaction_failed = False
-    if started is not None and started.tokens > 0 and record.usage.input_tokens > 0:
-        scope.calibration = min(8.0, max(0.25, record.usage.input_tokens / started.tokens))
+    reported = record.usage.input_tokens
+    if started is not None and started.tokens > 0 and reported > 0:
+        scope.calibration = min(8.0, max(0.25, reported / started.tokens))
     _reply(scope, record)
 
 
@@ -345,6 +349,7 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     if record.reconcile:
         return
     call.started_at = at
+    call.started_by = state.process
     call.attempt = record.attempt
     call.may_run = False
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
@@ -356,13 +361,13 @@ def _tool_not_done(state: RunState, record: r.ToolNotDone, _at: float) -> None:
     call = state.scopes[record.scope].calls[record.index]
     call.may_run = True
     call.started_epoch = 0
-    _clock(state, record.clock_s)
+    _clock(_ledger(state), record.clock_s)
 
 
 def _tool_finished(state: RunState, record: r.ToolFinished, _at: float) -> None:
     scope = state.scopes[record.scope]
     call = scope.calls[record.index]
-    _clock(state, record.clock_s)
+    _clock(_ledger(state), record.clock_s)
     if call.result is not None:
         return
     call.result = record
@@ -378,7 +383,8 @@ def _step_done(scope: ScopeState) -> None:
     tokens = 0
     new = False
     for call in scope.calls:
-        result = cast(r.ToolFinished, call.result)
+        result = call.result
+        assert result is not None  # no call is open
         is_error = result.status not in ("ok", "reconciled", "unrepresentable")
         parts.append(ToolResult(call.call.id, call.call.name, result.text, is_error))
         images.extend(result.images)

@@ -18,11 +18,12 @@ MAX_BACKLOG = 64
 
 
 class _Joined:
-    """Tokens that wait for a viewer, joined."""
+    """Tokens that wait for a viewer, joined; ``place`` entries come before them."""
 
-    __slots__ = ("reasoning", "texts")
+    __slots__ = ("place", "reasoning", "texts")
 
-    def __init__(self, text: str, reasoning: bool) -> None:
+    def __init__(self, place: int, text: str, reasoning: bool) -> None:
+        self.place = place
         self.texts = [text]
         self.reasoning = reasoning
 
@@ -36,7 +37,7 @@ class Viewer:
         tokens: whether to show TOKEN events.
     """
 
-    __slots__ = ("_backlog", "_cursor", "_events", "_log", "_waiter", "tokens")
+    __slots__ = ("_backlog", "_cursor", "_events", "_joining", "_log", "_waiter", "tokens")
 
     def __init__(self, log: RunLog, cursor: int, *, tokens: bool) -> None:
         self._log = log
@@ -44,6 +45,7 @@ class Viewer:
         self.tokens = tokens
         # (number of entries that come before, what to show)
         self._backlog: deque[tuple[int, _Joined | Event]] = deque(maxlen=MAX_BACKLOG)
+        self._joining: _Joined | None = None  # the last item of the backlog, as long as tokens may be added to it
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
@@ -56,44 +58,46 @@ class Viewer:
     def delta(self, text: str, reasoning: bool) -> None:
         """Take a piece of a reply."""
         place = len(self._log.entries)
-        if self._backlog:
-            at, last = self._backlog[-1]
-            if at == place and isinstance(last, _Joined) and last.reasoning == reasoning:
-                last.texts.append(text)
-                return
-        self._backlog.append((place, _Joined(text, reasoning)))
-        if self._waiter is not None:
-            self.wake()
+        last = self._joining
+        if last is not None and last.place == place and last.reasoning == reasoning:
+            last.texts.append(text)
+            return
+        self._joining = _Joined(place, text, reasoning)
+        self._backlog.append((place, self._joining))
+        self.wake()
 
     def ephemeral(self, event: Event) -> None:
         """Take an event that is no record."""
+        self._joining = None
         self._backlog.append((len(self._log.entries), event))
         self.wake()
 
     async def next(self) -> Event | None:
         """Return the next event, waiting for it; None when the run's stream has ended and all was shown."""
-        events = self._events
-        while True:
-            if events:
-                return events.popleft()
-            log = self._log
+        events, log = self._events, self._log
+        while not events:
             if self._backlog and self._backlog[0][0] <= self._cursor:
                 return self._show(*self._backlog.popleft())
             if self._cursor < len(log.entries):
-                entry = log.entries[self._cursor]
+                events += events_of(log.entries[self._cursor], log.agent_id)
                 self._cursor += 1
-                events.extend(events_of(entry, log.agent_id))
-                continue
-            if log.ended:
+            elif log.ended:
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            else:
+                await self._something_new()
+        return events.popleft()
+
+    async def _something_new(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     def _show(self, place: int, item: _Joined | Event) -> Event:
         if isinstance(item, _Joined):
+            if item is self._joining:
+                self._joining = None
             log = self._log
             text = "".join(item.texts)
             return Token(log.run_id, log.agent_id, place, time.time(), text=text, reasoning=item.reasoning)

@@ -48,24 +48,28 @@ class Watchdog:
         self._expired = False
         self.seen = False
 
-    def start(self, seconds: float, *, silence_s: float = INFINITY, until: float = INFINITY) -> None:
+    def start(self, seconds: float, *, silence_s: float = INFINITY, until: float = INFINITY) -> float:
         """Set a deadline.
 
         Args:
             seconds: from now.
             silence_s: seconds without ``seen = True`` that count as the end, found out within a tenth more.
             until: a time on the loop's clock that is a deadline as well.
+
+        Returns:
+            When the deadline is, on the loop's clock, however often the call is heard of.
         """
         now = self._loop.time()
-        self._hard = min(now + seconds, until)
+        self._hard = self._at = wake = hard = min(now + seconds, until)
         self._silence = silence_s
-        self._expired = False
-        self.seen = False
-        self._at = min(self._hard, now + silence_s)
-        wake = self._at if silence_s == INFINITY else min(self._hard, now + silence_s / 10)
+        self._expired = self.seen = False
+        if silence_s != INFINITY:
+            self._at = min(hard, now + silence_s)
+            wake = min(hard, now + silence_s / 10)
         timer = self._timer
         if timer is None or wake < timer.when():
             self._arm(wake)
+        return hard
 
     def stop(self) -> None:
         """Take the deadline away. A cancellation it has sent already is taken back."""

@@ -33,17 +33,12 @@ def part_tokens(parts: Sequence[Part], count: TokenCounter = chars_over_four) ->
     """Estimate the tokens of message parts. Reasoning is not sent back as text and counts nothing."""
     total = 0
     for part in parts:
-        match part:
-            case Text(text=text):
-                total += count(text)
-            case ToolCall(name=name, arguments=arguments):
-                total += count(name) + count(arguments)
-            case ToolResult(text=text):
-                total += count(text)
-            case Image():
-                total += IMAGE_TOKENS
-            case Reasoning():
-                pass
+        if isinstance(part, ToolCall):
+            total += count(part.name) + count(part.arguments)
+        elif isinstance(part, (Text, ToolResult)):
+            total += count(part.text)
+        elif isinstance(part, Image):
+            total += IMAGE_TOKENS
     return total
 
 

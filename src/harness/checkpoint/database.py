@@ -7,9 +7,9 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import apsw
 import msgspec
@@ -36,15 +36,19 @@ from harness.errors import (
 )
 from harness.records import Origin, ProcessId, Record, RunStarted, encode
 
+Value: TypeAlias = int | float | str | bytes | None
+"""What a column holds."""
+
 APPLICATION_ID = 0x72616831
 """Marks a database file as ours: "rah1"."""
 
 SCHEMA_VERSION = 1
 
-_PAGE_SIZE = 2048  # a commit writes whole pages, and a step is about 500 bytes
-_CHECKPOINT_PAGES = 1000  # 2 MB of write-ahead log: it is overwritten then, which is cheaper than growing
 CHUNK = 200
 """How many batches are read at a time."""
+
+_PAGE_SIZE = 2048  # a commit writes whole pages, and a step is about 500 bytes
+_CHECKPOINT_PAGES = 1000  # 2 MB of write-ahead log: it is overwritten then, which is cheaper than growing
 
 # A batch of records is one row of one b-tree, so that an append touches one page. Its position is the run's number
 # in the upper bits and the sequence number of its last record in the lower 32: the largest position of a run says
@@ -54,16 +58,16 @@ CREATE TABLE run (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
     run_id TEXT NOT NULL UNIQUE,
     goal TEXT, agent_id TEXT, origin BLOB, status TEXT, started_at REAL
-);
+) STRICT;
 CREATE TABLE owner (
     token INTEGER PRIMARY KEY AUTOINCREMENT,
     run_id TEXT NOT NULL UNIQUE,
     run INTEGER NOT NULL,
     process BLOB NOT NULL,
     lease_until REAL NOT NULL
-);
-CREATE TABLE journal (position INTEGER PRIMARY KEY, at REAL NOT NULL, records BLOB NOT NULL);
-CREATE TABLE blob (run INTEGER NOT NULL, digest TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (run, digest));
+) STRICT;
+CREATE TABLE journal (position INTEGER PRIMARY KEY, at REAL NOT NULL, records BLOB NOT NULL) STRICT;
+CREATE TABLE blob (run INTEGER NOT NULL, digest TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (run, digest)) STRICT;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -85,8 +89,8 @@ WHERE run_id = ?1 AND position > (number << 32) + ?2 AND position < ((number + 1
 """
 
 _RUNS = """
-SELECT run.run_id, goal, agent_id, origin, status, started_at, process, lease_until,
-    (SELECT at FROM journal WHERE position < ((number + 1) << 32) ORDER BY position DESC LIMIT 1)
+SELECT run.run_id, goal, agent_id, origin, status, started_at,
+    (SELECT at FROM journal WHERE position < ((number + 1) << 32) ORDER BY position DESC LIMIT 1), process, lease_until
 FROM run LEFT JOIN owner ON owner.run_id = run.run_id
 WHERE status IS NOT NULL AND goal IS NOT NULL AND (?1 IS NULL OR status = ?1) ORDER BY started_at DESC, number DESC
 """
@@ -120,6 +124,16 @@ class Append:
             self.waiter.set_result(None)
 
 
+class _LogLength:
+    """Called by SQLite after each commit; apart from Database, so that no cycle keeps the connection open."""
+
+    pages = 0
+
+    def __call__(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self.pages = pages
+        return apsw.SQLITE_OK
+
+
 class Database:
     """A connection to the file, opened and checked. Blocking; one thread at a time. Raises ``apsw.Error`` as it is."""
 
@@ -131,7 +145,7 @@ class Database:
         except OSError as error:
             raise CheckpointError(f"cannot create {str(path)!r}: {error.strerror}; name another path") from error
         self.path = path
-        self.wal_pages = 0
+        self._log = _LogLength()
         self._busy_ms = round(busy_timeout_s * 1000)
         self._file = os.stat(path)
         self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
@@ -147,23 +161,23 @@ class Database:
         self._db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         self._db.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         if self._is_new():
-            self._db.pragma("page_size", _PAGE_SIZE)
+            self._pragma("page_size", _PAGE_SIZE)
         self._use_wal()
-        self._db.pragma("synchronous", "FULL")
-        self._db.pragma("fullfsync", 1)
-        self._db.pragma("checkpoint_fullfsync", 1)
+        self._pragma("synchronous", "FULL")
+        self._pragma("fullfsync", 1)
+        self._pragma("checkpoint_fullfsync", 1)
         found = self.settings()
         if (found["journal_mode"], found["synchronous"], found["fullfsync"]) != ("wal", 2, 1):
             raise CheckpointError(f"{str(self.path)!r} cannot be written durably: SQLite reports {found!r}")
         with self._transaction():
             if self._is_new():
-                self._db.execute(_SCHEMA)
-        self._db.set_wal_hook(_note_pages(self))
+                self._run(_SCHEMA)
+        self._db.set_wal_hook(self._log)
 
     def _is_new(self) -> bool:
         """Say whether the file is still empty; refuse one that is not ours."""
-        application = self._db.pragma("application_id")
-        version = self._db.pragma("user_version")
+        application = self._pragma("application_id")
+        version = self._pragma("user_version")
         if application == 0 and version == 0 and self._one("SELECT 1 FROM sqlite_schema LIMIT 1") is None:
             return True
         if application != APPLICATION_ID:
@@ -182,7 +196,7 @@ class Database:
         deadline = time.monotonic() + self._busy_ms / 1000
         while True:
             try:
-                self._db.pragma("journal_mode", "WAL")
+                self._pragma("journal_mode", "WAL")
                 return
             except apsw.BusyError:
                 if time.monotonic() > deadline:
@@ -192,7 +206,7 @@ class Database:
     def settings(self) -> dict[str, str | int]:
         """Read back how the database is set."""
         names = ("journal_mode", "synchronous", "fullfsync", "page_size", "application_id", "user_version")
-        return {name: cast("str | int", self._db.pragma(name)) for name in names}
+        return {name: cast("str | int", self._pragma(name)) for name in names}
 
     def wait_when_busy(self, wait: bool, /) -> None:
         """Choose between waiting for another process that writes and failing at once."""
@@ -216,7 +230,7 @@ class Database:
     def _append(self, append: Append, at: float) -> None:
         seq, count = append.expected_seq, len(append.records)
         try:
-            self._db.execute(_APPEND, (seq, count, at, append.data, append.token, append.run_id))
+            self._run(_APPEND, (seq, count, at, append.data, append.token, append.run_id))
         except (UnicodeEncodeError, apsw.TooBigError) as error:  # refused before anything reached the file
             append.error = CheckpointError(f"run {append.run_id!r} cannot be written: {error}")
             return
@@ -231,11 +245,11 @@ class Database:
         row = self._one("SELECT token FROM owner WHERE run_id = ?", append.run_id)
         if row is None or row[0] != append.token:
             return self._lost(append.run_id)
-        rows = self._db.execute(
+        rows = self._run(
             "SELECT coalesce(max(position) - (number << 32), 0) FROM run LEFT JOIN journal "
             "ON position > (number << 32) AND position < ((number + 1) << 32) WHERE run_id = ?",
             (append.run_id,),
-        ).fetchall()
+        )
         return CheckpointConflict(
             f"run {append.run_id!r} ends at record {rows[0][0]}, not at {append.expected_seq}: read it again"
         )
@@ -244,43 +258,26 @@ class Database:
         for record in append.records:
             if isinstance(record, RunStarted):
                 origin = msgspec.json.encode(record.origin) if record.origin else None
-                self._db.execute(
+                self._run(
                     "UPDATE run SET goal = ?, agent_id = ?, origin = ?, started_at = ? WHERE run_id = ?",
                     (record.goal, record.agent_id, origin, at, append.run_id),
                 )
-        self._db.execute("UPDATE run SET status = ? WHERE run_id = ?", (append.status, append.run_id))
+        self._run("UPDATE run SET status = ? WHERE run_id = ?", (append.status, append.run_id))
 
     def read(self, run_id: str, after: int) -> list[tuple[int, float, bytes]]:
         """Return the next batches that end after a sequence number: (last seq, at, records)."""
-        return cast(
-            "list[tuple[int, float, bytes]]",
-            self._db.execute(_READ, (run_id, min(after, _SEQ), CHUNK)).fetchall(),
-        )
+        return cast("list[tuple[int, float, bytes]]", self._run(_READ, (run_id, min(after, _SEQ), CHUNK)))
 
     def runs(self, query: RunQuery) -> list[RunSummary]:
         """Return the summaries a query asks for."""
         stored = "interrupted" if query.status == "running" else query.status
         found: list[RunSummary] = []
-        for run_id, goal, agent_id, origin, status, started_at, process, until, at in self._db.execute(
-            _RUNS, (stored,)
-        ):
-            if query.limit is not None and len(found) >= query.limit:
+        for row in self._run(_RUNS, (stored,)):
+            if len(found) == query.limit:
                 break
-            owned = process is not None and _is_held(cast("bytes", process), cast("float", until))
-            now = "running" if status == "interrupted" and owned else cast("RunStatus", status)
-            if query.status in (None, now):
-                how = msgspec.json.decode(cast("bytes", origin), type=Origin) if origin else None
-                found.append(
-                    RunSummary(
-                        cast("str", run_id),
-                        cast("str", goal),
-                        cast("str", agent_id),
-                        now,
-                        cast("float", started_at),
-                        cast("float", at),
-                        how,
-                    )
-                )
+            summary = _summary(row)
+            if query.status in (None, summary.status):
+                found.append(summary)
         return found
 
     def claim(self, run_id: str, process: ProcessId, lease_s: float) -> Owner:
@@ -289,8 +286,8 @@ class Database:
             row = self._one("SELECT process, lease_until FROM owner WHERE run_id = ?", run_id)
             if row is not None and _is_held(cast("bytes", row[0]), cast("float", row[1])):
                 raise self._lost(run_id)
-            self._db.execute("INSERT OR IGNORE INTO run (run_id) VALUES (?)", (run_id,))
-            self._db.execute(
+            self._run("INSERT OR IGNORE INTO run (run_id) VALUES (?)", (run_id,))
+            self._run(
                 "INSERT OR REPLACE INTO owner (run_id, run, process, lease_until) "
                 "SELECT run_id, number, ?, ? FROM run WHERE run_id = ?",
                 (msgspec.json.encode(process), lease_clock() + lease_s, run_id),
@@ -299,7 +296,7 @@ class Database:
 
     def renew(self, owner: Owner, lease_s: float) -> None:
         """Extend a lease."""
-        self._db.execute(
+        self._run(
             "UPDATE owner SET lease_until = ? WHERE token = ? AND run_id = ?",
             (lease_clock() + lease_s, owner.token, owner.run_id),
         )
@@ -309,9 +306,9 @@ class Database:
     def release(self, owner: Owner) -> None:
         """Give a run up, and forget one that was claimed and never written."""
         with self._transaction():
-            self._db.execute("DELETE FROM owner WHERE token = ? AND run_id = ?", (owner.token, owner.run_id))
+            self._run("DELETE FROM owner WHERE token = ? AND run_id = ?", (owner.token, owner.run_id))
             if self._db.changes():
-                self._db.execute(
+                self._run(
                     "DELETE FROM run WHERE run_id = ? AND status IS NULL AND NOT EXISTS (SELECT 1 FROM journal "
                     "WHERE position > (number << 32) AND position < ((number + 1) << 32)) "
                     "AND NOT EXISTS (SELECT 1 FROM blob WHERE run = number)",
@@ -325,21 +322,19 @@ class Database:
             if row is None:
                 return False
             number = cast("int", row[0])
-            self._db.execute(
-                "DELETE FROM journal WHERE position > ? AND position < ?", (number << 32, (number + 1) << 32)
-            )
+            self._run("DELETE FROM journal WHERE position > ? AND position < ?", (number << 32, (number + 1) << 32))
             existed = self._db.changes() > 0
-            self._db.execute("DELETE FROM blob WHERE run = ?", (number,))
-            self._db.execute("DELETE FROM owner WHERE run_id = ?", (run_id,))
-            self._db.execute("DELETE FROM run WHERE number = ?", (number,))
+            self._run("DELETE FROM blob WHERE run = ?", (number,))
+            self._run("DELETE FROM owner WHERE run_id = ?", (run_id,))
+            self._run("DELETE FROM run WHERE number = ?", (number,))
             return existed
 
     def put_blob(self, run_id: str, data: bytes) -> str:
         """Keep a value under its digest."""
         digest = hashlib.sha256(data).hexdigest()
         with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO run (run_id) VALUES (?)", (run_id,))
-            self._db.execute(
+            self._run("INSERT OR IGNORE INTO run (run_id) VALUES (?)", (run_id,))
+            self._run(
                 "INSERT OR IGNORE INTO blob SELECT number, ?, ? FROM run WHERE run_id = ?", (digest, data, run_id)
             )
         return digest
@@ -353,11 +348,11 @@ class Database:
 
     def is_checkpoint_due(self) -> bool:
         """Say whether the write-ahead log is long enough to be copied into the database."""
-        return self.wal_pages > _CHECKPOINT_PAGES
+        return self._log.pages > _CHECKPOINT_PAGES
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database, as far as readers let it."""
-        self.wal_pages = 0
+        self._log.pages = 0
         self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def is_elsewhere(self) -> bool:
@@ -376,18 +371,26 @@ class Database:
     @contextlib.contextmanager
     def _transaction(self) -> Generator[None]:
         # IMMEDIATE takes the write lock first: a transaction that fails for being busy has done nothing yet.
-        self._db.execute("BEGIN IMMEDIATE")
+        self._run("BEGIN IMMEDIATE")
         try:
             yield
-            self._db.execute("COMMIT")
+            self._run("COMMIT")
         except BaseException:
             if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+                self._run("ROLLBACK")
             raise
 
-    def _one(self, statement: str, *values: str) -> tuple[object, ...] | None:
-        rows = self._db.execute(statement, values).fetchall()
+    def _run(self, statement: str, values: Sequence[Value] = ()) -> list[tuple[Value, ...]]:
+        rows = self._db.execute(statement, values).fetchall()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # apsw's annotations need Python 3.12
+        return cast("list[tuple[Value, ...]]", rows)
+
+    def _one(self, statement: str, *values: Value) -> tuple[Value, ...] | None:
+        rows = self._run(statement, values)
         return rows[0] if rows else None
+
+    def _pragma(self, name: str, value: Value = None) -> Value:
+        args = () if value is None else (value,)  # None would be taken for the value NULL
+        return cast("Value", self._db.pragma(name, *args))  # pyright: ignore[reportUnknownMemberType]  # as above
 
     def _lost(self, run_id: str) -> OwnershipLost:
         row = self._one("SELECT process FROM owner WHERE run_id = ?", run_id)
@@ -408,15 +411,23 @@ def _is_held(process: bytes, lease_until: float) -> bool:
     return lease_clock() < lease_until and is_alive(msgspec.json.decode(process, type=ProcessId))
 
 
-def _note_pages(database: Database) -> Callable[[apsw.Connection, str, int], int]:
-    def note(_connection: apsw.Connection, _name: str, pages: int) -> int:
-        database.wal_pages = pages
-        return apsw.SQLITE_OK
-
-    return note
+def _summary(row: tuple[Value, ...]) -> RunSummary:
+    run_id, goal, agent_id, origin, status, started_at, updated_at, process, lease_until = row
+    if status == "interrupted" and process and _is_held(cast("bytes", process), cast("float", lease_until)):
+        status = "running"
+    return RunSummary(
+        cast("str", run_id),
+        cast("str", goal),
+        cast("str", agent_id),
+        cast("RunStatus", status),
+        cast("float", started_at),
+        cast("float", updated_at),
+        msgspec.json.decode(cast("bytes", origin), type=Origin) if origin else None,
+    )
 
 
 def explain(error: apsw.Error, path: Path, busy_timeout_s: float) -> CheckpointError:
+    """Say what an error of SQLite means for the checkpoints in a file."""
     file = repr(str(path))
     match error:
         case apsw.BusyError() | apsw.LockedError():

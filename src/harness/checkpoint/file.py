@@ -46,6 +46,7 @@ T = TypeVar("T")
 
 _CHUNK = 200  # lines read at a time
 _THREADS = 8
+_LOCK_TRIES = 50  # looks at a lock whose holder has no name, 2 ms apart
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -196,8 +197,6 @@ class FileCheckpointStore:
         before = time.time() - days * 86_400
         return sum(store._purge(path, before) for path in sorted(store.folder.glob("*.jsonl")))
 
-    # Owning -------------------------------------------------------------------------------------------------------
-
     def _claim(self, run_id: str, process: ProcessId, lease_s: float) -> Owner:
         path = self._path(run_id)
         with self._claiming:
@@ -265,8 +264,6 @@ class FileCheckpointStore:
             if held.file is not None:
                 os.close(held.file)
 
-    # Writing ------------------------------------------------------------------------------------------------------
-
     def _append(self, run_id: str, expected_seq: int, records: Sequence[Record], owner: Owner) -> float:
         held = self._owned(run_id, owner)
         with held.using:
@@ -308,7 +305,7 @@ class FileCheckpointStore:
         draft = folder / f".{secrets.token_hex(8)}"
         try:
             fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
+            with os.fdopen(fd, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(fd)
@@ -318,8 +315,6 @@ class FileCheckpointStore:
             draft.unlink(missing_ok=True)
             raise
         return digest
-
-    # Reading ------------------------------------------------------------------------------------------------------
 
     def _entries(self, run_id: str, after: int) -> Generator[Entry]:
         path = self._path(run_id)
@@ -375,8 +370,6 @@ class FileCheckpointStore:
         finally:
             os.close(lock)
 
-    # Places and threads -------------------------------------------------------------------------------------------
-
     def _path(self, run_id: str) -> Path:
         # Any string is a run id; only its digest is ever part of a file name.
         try:
@@ -428,6 +421,7 @@ def _blobs(path: Path) -> Path:
 def _lock(path: Path, run_id: str) -> int:
     """Take the kernel's lock of a run and return its descriptor."""
     place = _lock_path(path)
+    tries_left = _LOCK_TRIES
     while True:
         lock = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -438,7 +432,12 @@ def _lock(path: Path, run_id: str) -> int:
         except BlockingIOError:
             holder = _note(lock).process
             os.close(lock)
-            raise _owned_by(run_id, holder) from None
+            if tries_left <= 0 or (holder is not None and is_alive(holder)):
+                raise _owned_by(run_id, holder) from None
+            # Who has just taken the lock writes its name next, and who took its name out lets go of the lock next.
+            tries_left -= 1
+            time.sleep(0.002)
+            continue
         except BaseException:
             os.close(lock)
             raise

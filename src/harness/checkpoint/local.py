@@ -56,13 +56,13 @@ def create_private_file(path: Path) -> bool:
 
 
 def file_system(path: Path, mounts: str) -> str:
-    """Return the type of the file system a path is on.
+    r"""Return the type of the file system a path is on.
 
     Args:
         path: an absolute path; it need not exist.
         mounts: the text of ``/proc/mounts``.
 
-    >>> file_system(Path("/data/my runs/runs.db"), "disk / ext4 rw 0 0\\nnas:/x /data/my\\\\040runs nfs4 rw 0 0\\n")
+    >>> file_system(Path("/data/my runs/runs.db"), "disk / ext4 rw 0 0\nnas:/x /data/my\\040runs nfs4 rw 0 0\n")
     'nfs4'
     """
     found, depth = "", -1

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import apsw
+import msgspec
 
 from harness.checkpoint.base import LEASE_S, Owner, RunQuery, RunSummary
 from harness.checkpoint.database import CHUNK, Append, Database, explain
@@ -223,9 +224,7 @@ class SQLiteCheckpointStore:
         try:
             self._work(lambda database: database.append(queue))
         except CheckpointError as error:
-            for (
-                append
-            ) in queue:  # each waiter gets an error of its own, as an error collects the places it went through
+            for append in queue:  # one error for each: it collects the places it passes through
                 append.error = append.error or type(error)(*error.args)
         finally:
             _wake_all(queue)
@@ -254,6 +253,8 @@ class SQLiteCheckpointStore:
             raise explain(error, self.path, self._busy_timeout_s) from error
         except UnicodeEncodeError as error:
             raise CheckpointError(f"not a value SQLite can keep: {error}") from error
+        except msgspec.MsgspecError as error:
+            raise CheckpointCorrupt(f"{str(self.path)!r} holds values this release did not write: {error}") from error
 
 
 def _wake_all(appends: Sequence[Append]) -> None:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first stops the run in time whatever holds it up, a second SIGINT ends the process at once."""
+"""SIGINT and SIGTERM: the first stops the run in time whatever holds it up, a second SIGINT ends the process now."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Self
+
+from harness.cli.codes import INTERRUPTED
 
 GRACE_S = 1.75
 """Seconds from the first signal until the process is ended hard. The journal is valid at any instant."""
 
 LAST_WORDS_S = 0.15
 """Seconds they may take."""
-
-INTERRUPTED = 130
 
 
 class Interrupts:
@@ -35,13 +36,13 @@ class Interrupts:
     False
     """
 
-    def __init__(self, on_last_words: Callable[[], None] | None = None) -> None:
+    def __init__(self, on_last_words: Callable[[], object] | None = None) -> None:
         self.happened = False
-        self._on_first: Callable[[], None] | None = None
+        self._on_first: Callable[[], object] | None = None
         self._on_last_words = on_last_words
         self._lock = threading.Lock()
 
-    def on_first(self, stop: Callable[[], None]) -> None:
+    def on_first(self, stop: Callable[[], object]) -> None:
         """Say what stops the run; called from another thread, at once where the signal came before."""
         with self._lock:
             self._on_first = stop
@@ -53,7 +54,7 @@ class Interrupts:
         """Say that the run is done: end the process hard where something abandoned will not let it go."""
         self._end_later(code)
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> Self:
         self._read, self._write = socket.socketpair()
         self._write.setblocking(False)
         self._old_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)

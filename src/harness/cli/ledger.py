@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from harness.budget import GuardrailConfig, Spent
 from harness.cli.text import seconds
 from harness.records import Entry
+from harness.result import RunResult
 from harness.state import RunState, apply
 
 
@@ -30,6 +31,11 @@ class Ledger:
         for entry in entries:
             if entry.seq == self.state.seq + 1:
                 apply(self.state, entry.record, entry.at)
+
+    def attach_end(self, result: RunResult) -> None:
+        """Take the numbers of a run that has ended."""
+        self.state.spent = result.spent
+        self._attached_s = None
 
     def attach(self) -> None:
         """Count elapsed time from here on, on top of what the journal says."""

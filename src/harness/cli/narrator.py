@@ -15,10 +15,12 @@ from harness.events import (
     Observation,
     Progress,
     Resumed,
+    Started,
     TaskDone,
     Thought,
     Warned,
 )
+from harness.keys import join_key
 
 Kind: TypeAlias = Literal["thought", "call", "result", "failed", "note", "warning", "answer"]
 
@@ -59,6 +61,8 @@ class Narrator:
                 yield Line("call", self._call(event), event.step)
             case Observation():
                 yield from self._observation(event)
+            case Started():
+                yield Line("note", f"run {safe(join_key(event.run_id, event.agent_id))}")
             case Progress():
                 yield Line("note", one_line(f"{event.tool}: {event.text}", self._width))
             case Resumed():

@@ -155,6 +155,10 @@ class Plain:
             case "warning":
                 print(f"-- warning: {line.text}")
 
+    def note(self, text: str) -> None:
+        """Print a remark of the command line's own."""
+        print(f"-- {text}")
+
     def close(self) -> None:
         """End a line of tokens."""
         if self._in_tokens:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
@@ -77,6 +79,10 @@ class Tree:
         for line in self._narrator.lines(event):
             self._line(line)
 
+    def note(self, text: str) -> None:
+        """Print a remark of the command line's own."""
+        self._line(Line("note", text))
+
     def close(self) -> None:
         """Take the footer away."""
         live, self._live = self._live, None
@@ -130,6 +136,16 @@ class Tree:
                 row.style = style
                 self._console.print(Text.assemble((gutter, "dim"), row), soft_wrap=True)
                 gutter = rest
+
+
+def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; its cells are safe for a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(names):
+        table.add_column(name, no_wrap=place < len(names) - 1, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(markup=False, highlight=False, emoji=False).print(table)
 
 
 class _Footer:

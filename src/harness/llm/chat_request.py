@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
+
+import msgspec
 
 from harness.llm.base import LLMRequest
-from harness.llm.replies import CONFIDENCE_REQUEST
-from harness.messages import JSON, Image, Message, Reasoning, Text, ToolCall, ToolResult
+from harness.llm.replies import CONFIDENCE_REQUEST, clean
+from harness.messages import JSON, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
 from harness.tools.base import ToolSpec
 
 Wire = dict[str, JSON]
@@ -43,12 +46,13 @@ def chat_body(request: LLMRequest, model: str, *, is_openai: bool) -> Wire:
     if request.tools:
         body["tools"] = [_tool(spec) for spec in request.tools]
     if request.response_schema is not None:
-        schema = dict(request.response_schema)
-        body["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "reply", "strict": True, "schema": schema},
-        }
+        body["response_format"] = response_format(request.response_schema)
     return body
+
+
+def response_format(schema: Mapping[str, JSON]) -> Wire:
+    """Return the request for a reply that matches a schema."""
+    return {"type": "json_schema", "json_schema": {"name": "reply", "strict": True, "schema": dict(schema)}}
 
 
 def _tool(spec: ToolSpec) -> Wire:
@@ -80,55 +84,58 @@ class _Open:
 class _Conversation:
     """Protocol messages under construction.
 
-    The protocol wants every call id once and every call answered right after the message that made it. Ours are data
-    that may be empty or repeat, so a call keeps its id where it can and gets one from its position where it cannot.
+    The protocol wants every call id once and every call answered right after the message that made it. Our ids are
+    data that may be empty or repeat, so a call keeps its id where it can and gets one from its position where not.
 
     Attributes:
         messages: what was built so far.
         used: call ids that are taken.
         open: calls of the last assistant message without a result.
-        images: images of this turn's results; the protocol takes them from a user only.
+        after: what follows the turn's results as a user message, because the protocol takes it from a user only.
     """
 
     messages: list[Wire]
     used: set[str] = field(default_factory=set[str])
     open: list[_Open] = field(default_factory=list[_Open])
-    images: list[Image] = field(default_factory=list[Image])
+    after: list[JSON] = field(default_factory=list[JSON])
 
     def add(self, position: int, message: Message) -> None:
         """Add one of our messages."""
         if message.role == "tool":
-            self._results(message)
+            for part in message.parts:
+                if isinstance(part, ToolResult):
+                    self._result(part)
+                elif isinstance(part, Image):
+                    self.after.append(_image(part))
             return
         self.end_turn()
         if message.role == "assistant":
             self._assistant(position, message)
-        elif message.parts:
-            self.messages.append({"role": message.role, "content": _content(message.parts)})
+        elif said := content(message.parts):
+            self.messages.append({"role": message.role, "content": said})
 
     def end_turn(self) -> None:
-        """Close the turn: a result for every call that has none, then the results' images."""
+        """Close the turn: an answer for every call that has none, then what a user has to say."""
         for pending in self.open:
             self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": NO_RESULT})
-        if self.images:
-            images = [_image(image) for image in self.images]
-            caption: Wire = {"type": "text", "text": "The images of the tool results above:"}
-            self.messages.append({"role": "user", "content": [caption, *images]})
-        self.open, self.images = [], []
+        if self.after:
+            self.messages.append({"role": "user", "content": self.after})
+        self.open, self.after = [], []
 
     def _assistant(self, position: int, message: Message) -> None:
         wire: Wire = {"role": "assistant"}
         for part in message.parts:
             if isinstance(part, Reasoning) and part.provider_data:
-                wire.update((key, part.provider_data[key]) for key in SENT_BACK if key in part.provider_data)  # type: ignore[misc]  # it came from JSON
+                wire.update(
+                    {key: cast("JSON", part.provider_data[key]) for key in SENT_BACK if key in part.provider_data}
+                )
         for index, call in enumerate(message.tool_calls):
             self.open.append(_Open(call, self._wire_id(call.id, position, index)))
-        text = message.text
-        if text or not self.open:
-            wire["content"] = text
         if self.open:
             wire["tool_calls"] = [_call(pending) for pending in self.open]
-        if text or len(wire) > 2:
+        if text := message.text:
+            wire["content"] = text
+        if len(wire) > 1:
             self.messages.append(wire)
 
     def _wire_id(self, call_id: str, position: int, index: int) -> str:
@@ -139,21 +146,52 @@ class _Conversation:
         self.used.add(call_id)
         return call_id
 
-    def _results(self, message: Message) -> None:
-        for part in message.parts:
-            if isinstance(part, Image):
-                self.images.append(part)
-            elif isinstance(part, ToolResult):
-                self._result(part)
-
     def _result(self, result: ToolResult) -> None:
-        """Answer the first open call with the result's id and name, or failing that with its name."""
-        for fits in _fits(result):
-            for pending in self.open:
-                if fits(pending.call):
-                    self.open.remove(pending)
-                    wire: Wire = {"role": "tool", "tool_call_id": pending.wire_id, "content": result.text}
-                    self.messages.append(wire)
-                    return
-        # Its call was dropped from the conversation; the protocol refuses a result without one.
-        self.messages.append({"role": "user", "content": f"Result of {result.name}:\n{result.text}"})
+        """Answer the first open call that has the result's id and name, else its id, else its name."""
+        ranked = [(p.call.id != result.call_id, p.call.name != result.name, i) for i, p in enumerate(self.open)]
+        best = min(ranked, default=(True, True, 0))
+        if best[:2] == (True, True):  # its call was dropped; the protocol refuses a result without one
+            told: Wire = {"type": "text", "text": f"Result of {result.name}:\n{result.text}"}
+            self.after.append(told)
+            return
+        pending = self.open.pop(best[2])
+        self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": result.text})
+
+
+def _call(pending: _Open) -> Wire:
+    call = pending.call
+    return {
+        "id": pending.wire_id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+    }
+
+
+_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _arguments(written: str) -> str:
+    """Return arguments as servers take them back: many refuse a conversation with a call that is no JSON object."""
+    try:
+        _object.decode(written)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return msgspec.json.encode({"unreadable_arguments": clean(written)}).decode()
+    return written
+
+
+def content(parts: Sequence[Part]) -> JSON:
+    """Return a message's content: a plain text where it has no image, for servers that know only that."""
+    if not any(isinstance(part, Image) for part in parts):
+        return "".join(part.text for part in parts if isinstance(part, Text))
+    mixed: list[JSON] = []
+    for part in parts:
+        if isinstance(part, Text):
+            mixed.append({"type": "text", "text": part.text})
+        elif isinstance(part, Image):
+            mixed.append(_image(part))
+    return mixed
+
+
+def _image(image: Image) -> Wire:
+    url: Wire = {"url": image.url, "detail": image.detail}
+    return {"type": "image_url", "image_url": url}

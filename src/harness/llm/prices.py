@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import TypedDict
 
-from harness.budget import MICRO
+from harness.budget import MICRO, Usage
 
 log = logging.getLogger(__name__)
 
@@ -67,23 +67,25 @@ def asked_cost(cost_fn: CostFunction, usage: CallUsage) -> int | None:
     return cost
 
 
-def listed_cost(model: str, base_url: str, *, tokens_in: int, tokens_out: int, cache_read: int) -> int | None:
+def listed_cost(model: str, base_url: str, tokens: Usage) -> int | None:
     """Look a call up in the offline price list; slow the first time, when the list is loaded.
 
     Args:
         model: the model that answered.
         base_url: the provider's address; the list knows providers by it.
-        tokens_in: tokens sent, cached ones included.
-        tokens_out: tokens received.
-        cache_read: the part of ``tokens_in`` that came from the provider's cache.
+        tokens: what the call used.
     """
     try:
-        from genai_prices import Usage, calc_price
+        import genai_prices
     except ImportError:
         return None
-    usage = Usage(input_tokens=tokens_in, output_tokens=tokens_out, cache_read_tokens=cache_read)
+    usage = genai_prices.Usage(
+        input_tokens=tokens.input_tokens,
+        output_tokens=tokens.output_tokens,
+        cache_read_tokens=tokens.cache_read_tokens,
+    )
     try:
-        return microusd(calc_price(usage, model, provider_api_url=base_url).total_price)
+        return microusd(genai_prices.calc_price(usage, model, provider_api_url=base_url).total_price)
     except (LookupError, ValueError):
         return None
 

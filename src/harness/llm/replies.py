@@ -120,6 +120,17 @@ def unfence(text: str) -> str:
     return (rest if newline and (not language or language.isalnum()) else text[3:-3]).strip()
 
 
+def split_thinking(text: str) -> tuple[str, str]:
+    """Part a reply from the thinking that some servers leave in front of it.
+
+    >>> split_thinking("<think>two and two</think>\n4")
+    ('two and two', '4')
+    """
+    if text.startswith("<think>") and (end := text.find("</think>")) > 0:
+        return text[7:end].strip(), text[end + 8 :].lstrip()
+    return "", text
+
+
 def is_object(value: object) -> TypeGuard[dict[str, JSON]]:
     """Say whether a decoded JSON value is an object."""
     return isinstance(value, dict)
@@ -158,7 +169,11 @@ def holds_tool_call(text: str, tools: Collection[str]) -> bool:
         blocks += [match[1] for match in _TAGGED_CALL.finditer(text)]
     if "```" in text:
         blocks += text.split("```")[1::2]
-    return any(_is_call(_tolerant(block[brace:].strip()), tools, known=True) for block in blocks if (brace := block.find("{")) >= 0)
+    return any(
+        _is_call(_tolerant(block[brace:].strip()), tools, known=True)
+        for block in blocks
+        if (brace := block.find("{")) >= 0
+    )
 
 
 def _tolerant(text: str) -> object:

@@ -99,25 +99,25 @@ def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
 def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     todo: list[Step] = []
     in_flight = 0
-    waiting: list[tuple[int, CallState]] = []
+    waiting: list[int] = []
     for index, call in enumerate(scope.calls):
         if call.result is not None:
             continue
         if call.started_epoch == run.epoch:
             in_flight += 1
         else:
-            waiting.append((index, call))
-    allowed = config.limits.max_tool_calls
-    for index, call in waiting:
-        step = _next_for(scope, config, index, call)
+            waiting.append(index)
+    allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
+    for index in waiting:
+        step = _next_for(scope, config, index, scope.calls[index])
         if isinstance(step, ToolStarted):
             if in_flight >= config.agent.max_parallel_tools:
                 break
-            if not step.reconcile and allowed is not None:
-                asked = sum(1 for s in todo if isinstance(s, ToolStarted) and not s.reconcile)
-                if run.spent.tool_calls + asked >= allowed:
+            if allowed is not None and not step.reconcile:
+                if started >= allowed:
                     spent = f"max_tool_calls={allowed} is reached; raise the limit and resume to go on"
                     return todo if in_flight else [_fail(scope, run, "budget", spent)]
+                started += 1
             in_flight += 1
         todo.append(step)
     return todo

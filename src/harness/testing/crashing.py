@@ -19,13 +19,17 @@ from harness.records import Entry, ProcessId, Record
 When: TypeAlias = Literal["before", "after"]
 
 AppendHook: TypeAlias = Callable[[When, Sequence[Record]], None]
-"""Called around every append. What it raises before an append is a refusal; after it, an acknowledgement that is lost."""
+"""Called around every append. What it raises before one is a refusal; after it, an acknowledgement that is lost."""
 
 BlobHook: TypeAlias = Callable[[When, bytes], None]
 
 
 def _ignore(_when: When, _what: object) -> None:
     """Do nothing."""
+
+
+def _pass(_name: str) -> None:
+    """Come through a point."""
 
 
 class CrashingStore:
@@ -43,9 +47,7 @@ class CrashingStore:
     False
     """
 
-    def __init__(
-        self, store: CheckpointStore, *, on_append: AppendHook = _ignore, on_blob: BlobHook = _ignore
-    ) -> None:
+    def __init__(self, store: CheckpointStore, *, on_append: AppendHook = _ignore, on_blob: BlobHook = _ignore) -> None:
         self._store = store
         self._on_append = on_append
         self._on_blob = on_blob
@@ -123,20 +125,28 @@ def fail_appends(error: CheckpointError, *, first: int = 1, times: int | None = 
 
 
 class KillPoints:
-    """Count the points a process comes through, and die by a real SIGKILL at one of them.
+    """Count the points a process comes through, and die by a real SIGKILL at one of them (or stop, by SIGSTOP).
 
     Args:
         kill_at: the number of the point to die at, from 1; 0 survives all.
         on_kill: told where, right before.
+        number: the signal.
 
     Attributes:
         reached: the names of the points so far.
     """
 
-    def __init__(self, kill_at: int = 0, on_kill: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        kill_at: int = 0,
+        on_kill: Callable[[str], None] | None = None,
+        *,
+        number: signal.Signals = signal.SIGKILL,
+    ) -> None:
         self.reached: list[str] = []
         self._kill_at = kill_at
         self._on_kill = on_kill
+        self._number = number
 
     def reach(self, name: str) -> None:
         """Come to a point."""
@@ -144,7 +154,7 @@ class KillPoints:
         if len(self.reached) == self._kill_at:
             if self._on_kill is not None:
                 self._on_kill(name)
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._number)
 
     def append(self, when: When, records: Sequence[Record]) -> None:
         """Come to an append: an ``AppendHook``."""
@@ -182,7 +192,7 @@ class MeteredLLM:
         self.provider = llm.provider
         self._llm = llm
         self._log = Path(log)
-        self._on_point = on_point or (lambda _name: None)
+        self._on_point = on_point or _pass
 
     async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make the call."""
@@ -199,6 +209,10 @@ class MeteredLLM:
                 begun = True
                 self._on_point("llm call, in the middle of the stream")
         self._on_point("llm call, after the last delta")
+
+    def digest(self, request: LLMRequest) -> str:
+        """Name a request as the file does."""
+        return request_digest(request)
 
     def calls(self) -> Mapping[str, int]:
         """Return how often each request reached the model, by digest."""

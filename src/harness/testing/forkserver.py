@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import selectors
@@ -18,8 +19,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import TypeAlias, cast
+from typing import Self, TypeAlias, cast
 
 from harness.messages import JSON
 
@@ -28,6 +31,8 @@ Say: TypeAlias = Callable[[JSON], None]
 
 Job: TypeAlias = Callable[..., JSON]
 """What a child runs: called with ``say`` and the arguments it was started with; it returns JSON."""
+
+_Pipes: TypeAlias = dict[int, tuple[int, bytes]]  # from a child's pipe to its process number and what is half read
 
 
 class ChildFailed(Exception):
@@ -82,6 +87,16 @@ class Child:
         if said not in self.said:
             raise ChildFailed(f"process {self.pid} did not say {said!r} but {self.said!r}. {self.error}")
 
+    def hear(self, timeout_s: float = 30.0) -> bool:
+        """Wait until it has said anything. Returns False where it ended without a word.
+
+        Raises:
+            ChildFailed: it neither says anything nor ends within ``timeout_s``.
+        """
+        if not self._server.receive_until(lambda: bool(self.said) or self.status is not None, timeout_s):
+            raise ChildFailed(f"process {self.pid} has said nothing within {timeout_s:g} s")
+        return bool(self.said)
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         with contextlib.suppress(ProcessLookupError):
@@ -92,16 +107,16 @@ class ForkServer:
     """Starts processes by forking one that has imported the library; a context manager.
 
     >>> with ForkServer() as server:
-    ...     child = server.start("harness.testing.forkserver:echo", "hello").wait()
+    ...     child = server.start(echo, "hello").wait()
     >>> child.result
     'hello'
     """
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        program = f"import sys; sys.path[:] = {sys.path!r}; from harness.testing.forkserver import _serve; "
+        program = f"import sys; sys.path[:] = {sys.path!r}; from harness.testing.forkserver import serve; "
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"{program}_serve({theirs.fileno()})"],
+            [sys.executable, "-c", f"{program}serve({theirs.fileno()})"],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )
@@ -111,14 +126,14 @@ class ForkServer:
         self._children: dict[int, Child] = {}
         self._started: list[Child] = []
 
-    def start(self, job: str, /, *args: JSON) -> Child:
+    def start(self, job: Job, /, *args: JSON) -> Child:
         """Start a process.
 
         Args:
-            job: the function to run, as ``module:name``; it must be importable.
+            job: the function to run, defined at the top of a module or of a test file.
             args: what to call it with, after ``say``.
         """
-        self._socket.sendall(json.dumps([job, args]).encode() + b"\n")
+        self._socket.sendall(json.dumps([address_of(job), args]).encode() + b"\n")
         if not self.receive_until(lambda: bool(self._started), 60):
             raise ChildFailed("the fork server does not answer")
         return self._started.pop()
@@ -144,7 +159,7 @@ class ForkServer:
         self._socket.close()
         self._process.wait(timeout=10)
 
-    def __enter__(self) -> ForkServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -170,15 +185,47 @@ class ForkServer:
                 del self._children[pid]
 
 
+def address_of(function: Callable[..., object]) -> str:
+    """Name a function so that another process finds it: by its module, or by its file where that is on no path.
+
+    Raises:
+        ValueError: it is not at the top of a module, or of the program itself.
+    """
+    module, name = function.__module__, function.__qualname__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module == "__main__" or "." in name or file is None:
+        raise ValueError(f"{module}:{name} cannot be found by another process: define it at the top of a module")
+    place = module.replace(".", "/")
+    for folder in sys.path:
+        if file in (str(Path(folder) / f"{place}.py"), str(Path(folder) / place / "__init__.py")):
+            return f"{module}:{name}"
+    return f"{file}:{name}"
+
+
+def at_address(address: str) -> Callable[..., object]:
+    """Return the function that ``address_of`` named."""
+    place, _, name = address.rpartition(":")
+    if not place.endswith(".py"):
+        return cast("Callable[..., object]", getattr(importlib.import_module(place), name))
+    module = sys.modules.get(place)
+    if module is None:
+        spec = importlib.util.spec_from_file_location(place, place)
+        assert spec is not None  # a file that ends with .py has a loader
+        assert spec.loader is not None
+        module = sys.modules[place] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return cast("Callable[..., object]", getattr(module, name))
+
+
 def echo(_say: Say, value: JSON) -> JSON:
     """Return a value: a job to try a server with."""
     return value
 
 
-def _serve(fd: int) -> None:
+def serve(fd: int) -> None:
     """Fork a child for each command until the parent goes away. Runs in a process of its own."""
     parent = socket.socket(fileno=fd)
-    pipes: dict[int, tuple[int, bytes]] = {}
+    pipes: _Pipes = {}
     rest = b""
     with selectors.DefaultSelector() as selector:
         selector.register(parent, selectors.EVENT_READ)
@@ -200,9 +247,7 @@ def _serve(fd: int) -> None:
                     return
 
 
-def _forward(
-    parent: socket.socket, selector: selectors.BaseSelector, pipes: dict[int, tuple[int, bytes]], pipe: int, data: bytes
-) -> None:
+def _forward(parent: socket.socket, selector: selectors.BaseSelector, pipes: _Pipes, pipe: int, data: bytes) -> None:
     pid, rest = pipes[pipe]
     if data:
         *lines, rest = (rest + data).split(b"\n")
@@ -222,11 +267,17 @@ def _tell(parent: socket.socket, what: str, pid: int, value: JSON) -> None:
 
 
 def _fork(
-    parent: socket.socket, selector: selectors.BaseSelector, pipes: dict[int, tuple[int, bytes]], job: str, args: list[JSON]
+    parent: socket.socket,
+    selector: selectors.BaseSelector,
+    pipes: dict[int, tuple[int, bytes]],
+    job: str,
+    args: list[JSON],
 ) -> tuple[int, int]:
-    module, _, name = job.partition(":")
-    with contextlib.suppress(Exception):  # the child says what is wrong with it
-        importlib.import_module(module)  # once here instead of once in every child
+    for address in (job, *args):
+        # Imported once here instead of once in every child. The child says what is wrong with it.
+        with contextlib.suppress(Exception):
+            if isinstance(address, str) and ":" in address:
+                at_address(address)
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
@@ -238,22 +289,22 @@ def _fork(
         parent.close()
         for pipe in (reading, *pipes):
             os.close(pipe)
-        status = _work(writing, module, name, args)
+        status = _work(writing, job, args)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def _work(pipe: int, module: str, name: str, args: list[JSON]) -> int:
+def _work(pipe: int, job: str, args: list[JSON]) -> int:
     def tell(what: str, value: JSON) -> None:
         data = json.dumps([what, value]).encode() + b"\n"
         while data:
             data = data[os.write(pipe, data) :]
 
     try:
-        job = cast("Job", getattr(importlib.import_module(module), name))
-        tell("returned", job(lambda value: tell("said", value), *args))
+        work = cast("Job", at_address(job))
+        tell("returned", work(partial(tell, "said"), *args))
         return 0
     except BaseException:
         tell("raised", traceback.format_exc())

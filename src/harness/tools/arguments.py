@@ -45,7 +45,7 @@ def parse_object(text: str) -> dict[str, JSON]:
         value: object = _decode(text)
         # Every member has a colon, so as many colons as members of the object means that none was dropped.
         if isinstance(value, dict) and text.count(":") != len(cast("dict[str, JSON]", value)):
-            json.loads(text, object_pairs_hook=_once_each)
+            _decode_members(text)
     except RecursionError:
         raise BadJSON("the arguments are nested too deeply") from None
     except BadJSON:
@@ -62,6 +62,9 @@ def _once_each(pairs: list[tuple[str, object]]) -> None:
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BadJSON(f"the arguments name {shown(twice)} twice")
+
+
+_decode_members = json.JSONDecoder(object_pairs_hook=_once_each).decode
 
 
 def refuse(spec: ToolSpec, problems: Sequence[str]) -> InvalidArguments:
@@ -91,13 +94,13 @@ def shown(value: object) -> str:
 def describe_arguments(schema: Mapping[str, JSON]) -> list[str]:
     """Describe an object schema, one line for each argument: name, type, whether it is required, what it is for.
 
-    >>> describe_arguments({"properties": {"n": {"type": "integer", "default": 3}}})
+    >>> describe_arguments({"properties": {"n": {"type": "integer", "default": 3}}, "additionalProperties": False})
     ['- n (integer, optional, default 3)']
     """
     required = _strings(schema.get("required"))
     lines: list[str] = []
-    for name, about in _properties(schema).items():
-        about = _follow(about, schema)
+    for name, given in _properties(schema).items():
+        about = _follow(given, schema)
         facts = [_type(about, schema, 0), "required" if name in required else "optional"]
         if about.get("default") is not None:
             facts.append(f"default {shown(about['default'])}")

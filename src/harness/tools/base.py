@@ -127,4 +127,3 @@ class Reconciles(Protocol):
 
 ReconcileFunction = Callable[[str], object | Awaitable[object]]
 """What ``@tool(reconcile=)`` takes: called with the idempotency key."""
-

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from harness.errors import ConfigError, ToolError
 from harness.tools.base import Tool
-from harness.tools.function import FunctionTool
+from harness.tools.function import tool
 
 MAX_LISTED = 500
 """Files one list_files call shows."""
@@ -70,8 +70,7 @@ def file_tools(folder: str | os.PathLike[str]) -> list[Tool]:
     if not root.is_dir():
         raise ConfigError(f"file_tools needs a folder, and {os.fspath(folder)!r} is a file")
     reader = _Folder(root)
-    methods = (reader.list_files, reader.read_file, reader.search_files)
-    return [FunctionTool(method, effect="read") for method in methods]
+    return [tool(effect="read")(method) for method in (reader.list_files, reader.read_file, reader.search_files)]
 
 
 @dataclass(slots=True)
@@ -79,7 +78,7 @@ class _Walk:
     """A walk over the files of a folder: its bounds, and what it had to leave out."""
 
     visited: int = 0
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass(slots=True, frozen=True)
@@ -152,7 +151,11 @@ class _Folder:
         for parts in self._walk(self._locate(path), walk):
             if not _matches(parts, pattern):
                 continue
-            data, size = self._read_found(parts)
+            try:
+                data, size = self._read(parts)
+            except ToolError as error:
+                walk.notes.append(str(error))
+                continue
             if b"\0" in data[:8192]:
                 continue
             searched += 1
@@ -162,7 +165,8 @@ class _Folder:
             found += _find(data, wanted, _show(parts), limit=MAX_MATCHES + 1 - len(found))
             if len(found) > MAX_MATCHES or left <= 0:
                 walk.notes.append(
-                    f"the search stopped after {len(found)} lines in {searched} files; use a longer text or a pattern"
+                    f"the search stopped after {min(len(found), MAX_MATCHES)} lines in {searched} files; "
+                    "use a longer text, a pattern or a subfolder"
                 )
                 break
         return _fit(found[:MAX_MATCHES] or [f"no line contains {text!r} ({searched} files searched)"], walk.notes)
@@ -179,8 +183,167 @@ class _Folder:
             raise ToolError(f"{path!r} is outside the folder: {_ACCEPTED}")
         try:
             real = Path(os.path.realpath(self.root / path))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ToolError(f"{path!r} is not a path ({error}): {_ACCEPTED}") from None
         if not real.is_relative_to(self.root):
             raise ToolError(f"{path!r} is a link that leads outside the folder: {_ACCEPTED}")
         return real.relative_to(self.root).parts
+
+    def _walk(self, start: tuple[str, ...], walk: _Walk) -> Iterator[tuple[str, ...]]:
+        """Yield the files below ``start``, a folder before its subfolders, each in the order of names."""
+        about = self._stat(start)
+        if not stat.S_ISDIR(about.st_mode):
+            _need_regular(about, start)
+            yield start
+            return
+        waiting = deque([start])
+        while waiting:
+            here = waiting.popleft()
+            try:
+                files, folders = self._entries(here, walk)
+            except ToolError as error:
+                if here == start:
+                    raise
+                walk.notes.append(str(error))
+                continue
+            yield from ((*here, name) for name in files)
+            waiting += [(*here, name) for name in folders if name not in _SKIPPED_FOLDERS]
+            if walk.visited >= MAX_VISITED:
+                walk.notes.append(f"only the first {MAX_VISITED} entries were looked at; name a subfolder")
+                return
+
+    def _entries(self, parts: tuple[str, ...], walk: _Walk) -> tuple[list[str], list[str]]:
+        """Return the names of the files and of the folders in a folder. Links and devices are neither."""
+        files, folders = list[str](), list[str]()
+        with _explained(parts), self._open(parts, os.O_DIRECTORY) as folder, os.scandir(folder) as entries:
+            for entry in entries:
+                if walk.visited >= MAX_VISITED:
+                    break
+                walk.visited += 1
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+        return sorted(files), sorted(folders)
+
+    def _stat(self, parts: tuple[str, ...]) -> os.stat_result:
+        if not parts:
+            return os.stat(self.root, follow_symlinks=False)
+        with _explained(parts), self._open(parts[:-1], os.O_DIRECTORY) as parent:
+            return os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
+
+    def _read(self, parts: tuple[str, ...]) -> tuple[bytes, int]:
+        """Return the first bytes of a file, and its size."""
+        # Before it is opened, because to open a device can do something; and after it, when it may be another one.
+        about = self._stat(parts)
+        if stat.S_ISDIR(about.st_mode):
+            raise ToolError(f"{_show(parts)!r} is a folder: this tool reads one file; list_files shows which there are")
+        _need_regular(about, parts)
+        with _explained(parts), self._open(parts, 0) as fd:
+            about = os.fstat(fd)
+            _need_regular(about, parts)
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                data = file.read(MAX_FILE_BYTES)
+        # What the kernel makes up as it is read (/proc, /sys) has a size that means nothing.
+        return data, max(about.st_size, len(data)) if len(data) == MAX_FILE_BYTES else len(data)
+
+    @contextmanager
+    def _open(self, parts: tuple[str, ...], flags: int) -> Generator[int]:
+        """Open a path below the folder, one component at a time, following no link."""
+        fd = os.open(self.root, _READ | os.O_DIRECTORY)
+        try:
+            for index, part in enumerate(parts):
+                kind = flags if index == len(parts) - 1 else os.O_DIRECTORY
+                below = os.open(part, _READ | kind, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd
+        finally:
+            os.close(fd)
+
+
+_ACCEPTED = "a path is relative to the folder, as list_files shows it"
+
+
+@contextmanager
+def _explained(parts: tuple[str, ...]) -> Generator[None]:
+    """Turn an error of the system into one a model can act on."""
+    try:
+        yield
+    except OSError as error:
+        name = _show(parts)
+        match error.errno:
+            case errno.ENOENT | errno.ENOTDIR:
+                text = f"there is no {name!r}: {_ACCEPTED}"
+            case errno.ELOOP | errno.EMLINK:
+                text = f"{name!r} is a symbolic link that is not followed: {_ACCEPTED}"
+            case errno.ENAMETOOLONG:
+                text = f"{name[:80]!r}... is too long for a path: {_ACCEPTED}"
+            case _:
+                text = f"{name!r} cannot be read: {error.strerror}"
+        raise ToolError(text) from None
+
+
+def _need_regular(about: os.stat_result, parts: tuple[str, ...]) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        raise ToolError(f"{_show(parts)!r} is not a regular file (a pipe, socket, device or link): it is not read")
+
+
+def _show(parts: tuple[str, ...]) -> str:
+    """Write a path so that one line holds it and nothing in it is invisible."""
+    path = "/".join(parts) or "."
+    return path if path.isprintable() else repr(path)
+
+
+def _matches(parts: tuple[str, ...], pattern: str) -> bool:
+    """Match a name, or with a ``/`` in the pattern the path or its end. ``**/`` means any folder, also none."""
+    pattern = pattern.removeprefix("./").replace("**/", "")
+    if "/" not in pattern:
+        return not pattern or fnmatchcase(parts[-1], pattern)
+    path = "/".join(parts)
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*/{pattern}")
+
+
+def _lines(data: bytes) -> list[str]:
+    text = data.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _find(data: bytes, wanted: str, name: str, *, limit: int) -> list[str]:
+    """Return up to ``limit`` lines of a file that contain a casefolded text."""
+    if wanted not in data.decode("utf-8-sig", "replace").casefold():
+        return []
+    found: list[str] = []
+    for number, line in enumerate(_lines(data), 1):
+        at = line.casefold().find(wanted)
+        if at < 0:
+            continue
+        start = max(0, min(at - MAX_LINE_CHARS // 3, len(line) - MAX_LINE_CHARS))
+        cut = line[start : start + MAX_LINE_CHARS]
+        found.append(f"{name}:{number}: {'...' if start else ''}{cut}{'...' if start + len(cut) < len(line) else ''}")
+        if len(found) == limit:
+            break
+    return found
+
+
+def _count_fitting(lines: list[str]) -> int:
+    """Count how many of the lines fit into one result."""
+    room = MAX_CHARS
+    for count, line in enumerate(lines):
+        room -= len(line) + 1
+        if room < 0:
+            return count
+    return len(lines)
+
+
+def _fit(lines: list[str], notes: list[str]) -> str:
+    count = _count_fitting(lines)
+    if count < len(lines):
+        notes = [*notes, f"{len(lines) - count} more lines are not shown; use a pattern or a subfolder"]
+    return _with_notes("\n".join(lines[:count]), notes)
+
+
+def _with_notes(text: str, notes: list[str]) -> str:
+    """Put what was left out below the text, in brackets; of many notes the first ones."""
+    return "\n".join([text, *(f"[{note}]" for note in notes[:5])])

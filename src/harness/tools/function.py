@@ -8,6 +8,7 @@ import inspect
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar, cast, get_args, overload
 
@@ -32,73 +33,82 @@ from harness.tools.signature import Signature, read_signature
 from harness.tools.threads import as_tool_error, run_in_thread
 
 Function = Callable[..., object]
+Schema = Mapping[str, JSON]
 T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What the model providers accept as the name of a function."""
 
 
-class FunctionTool:
-    """A tool made of a callable. ``@tool`` and ``as_tool`` make it; the callable stays at ``function``.
+@dataclass(slots=True, frozen=True)
+class _Options:
+    """What ``@tool`` was given, checked.
 
-    Args:
-        function: what to call. A plain function runs on a daemon thread, a coroutine function on the event loop.
-        name: the tool's name; by default the function's.
-        description: what it does, for the model; by default the docstring.
-        effect: what running it twice would mean.
-        timeout_s: seconds one call may take.
-        schema: a JSON schema of the arguments; by default they are read from the function's parameters.
+    Attributes:
+        schema: a JSON schema of the arguments; without one it is read from the parameters.
         takes_any: whether ``**kwargs`` is accepted.
+    """
 
-    Raises:
-        ConfigError: a value is out of range or the function's parameters cannot be shown to a model.
+    name: str | None = None
+    description: str | None = None
+    effect: Effect = "once"
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    reconcile: ReconcileFunction | None = None
+    schema: Schema | None = None
+    takes_any: bool = False
 
-    >>> def add(a: int, b: int = 1) -> int:
+    def __post_init__(self) -> None:
+        name = self.name
+        # Checked although they are typed: who misspells an effect learns it here, not in the middle of a run.
+        timeout_s, description, effect = cast("tuple[object, ...]", (self.timeout_s, self.description, self.effect))
+        if name is not None and not (isinstance(cast("object", name), str) and _NAME.fullmatch(name)):
+            raise ConfigError(f"a tool's name must be 1 to 64 letters, digits, '_' or '-', not {name!r}: give name=")
+        if description is not None and not isinstance(description, str):
+            raise ConfigError(f"tool {name!r}: description must be a string, not {description!r}")
+        if effect not in get_args(Effect):
+            raise ConfigError(f"tool {name!r}: effect must be 'read', 'idempotent' or 'once', not {effect!r}")
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
+            raise ConfigError(f"tool {name!r}: timeout_s must be a number of seconds above 0, not {timeout_s!r}")
+        if self.reconcile is not None and not callable(self.reconcile):
+            raise ConfigError(f"tool {name!r}: reconcile must be a function of the key, not {self.reconcile!r}")
+
+
+class FunctionTool:
+    """A tool made of a callable by ``@tool`` or ``as_tool``. The callable itself stays at ``function``.
+
+    A plain function runs on a daemon thread, a coroutine function on the event loop.
+
+    >>> @tool(effect="read")
+    ... def add(a: int, b: int = 1) -> int:
     ...     "Add two numbers."
     ...     return a + b
-    >>> FunctionTool(add, effect="read").validate('{"a": 2}')
+    >>> add.validate('{"a": 2}')
     {'a': 2, 'b': 1}
     """
 
-    def __init__(
-        self,
-        function: Function,
-        *,
-        name: str | None = None,
-        description: str | None = None,
-        effect: Effect = "once",
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        schema: Mapping[str, JSON] | None = None,
-        takes_any: bool = False,
-    ) -> None:
-        name = _name(function) if name is None else name
-        _check_options(name, description, effect, timeout_s)
+    def __init__(self, function: Function, options: _Options) -> None:
+        options = replace(options, name=_name(function) if options.name is None else options.name)
+        name = cast("str", options.name)
         _check_callable(function, name)
         signature = read_signature(function, name)
-        if signature.open and not takes_any:
+        if signature.open and not options.takes_any:
             raise ConfigError(f"tool {name!r} takes **kwargs; a model must know the names: declare them as parameters")
-        arguments = _arguments(function, signature, name, schema)
+        arguments = _arguments(function, signature, name, options.schema)
+        description = arguments.description if options.description is None else options.description
         self.function = function
         self.spec = ToolSpec(
             name,
-            encodable(arguments.description if description is None else description),
+            encodable(description),
             arguments.schema,
-            effect,
-            float(timeout_s),
+            options.effect,
+            float(options.timeout_s),
+            options.reconcile is not None,
         )
+        self._options = options
         self._signature = signature
         self._validate = arguments.validate
         self._is_async = _is_async(function)
         self._is_plain = not signature.contexts and not signature.positional
-        self._rebind = partial(
-            type(self),
-            name=name,
-            description=description,
-            effect=effect,
-            timeout_s=timeout_s,
-            schema=schema,
-            takes_any=takes_any,
-        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.spec.name!r} ({self.spec.effect})>"
@@ -106,7 +116,7 @@ class FunctionTool:
     def __get__(self, instance: object, owner: type | None = None) -> FunctionTool:
         """Bind to an instance, so that a method can be decorated."""
         bind = getattr(self.function, "__get__", None)
-        return self if instance is None or bind is None else self._rebind(bind(instance, owner))
+        return self if instance is None or bind is None else type(self)(bind(instance, owner), self._options)
 
     def validate(self, arguments: str, /) -> Mapping[str, object]:
         """Parse and check the arguments a model wrote (JSON text).
@@ -133,54 +143,21 @@ class FunctionTool:
 
 
 class ReconcilingTool(FunctionTool):
-    """A FunctionTool that can find out what became of a call whose outcome was lost.
+    """A FunctionTool with a ``reconcile``: it can find out what became of a call whose outcome was lost.
 
-    Args:
-        function: as in FunctionTool, like every other argument.
-        reconcile: called with the idempotency key; returns the lost call's result, NotDone or Unknown.
-
-    >>> def pay(cents: int, context: ToolContext) -> str:
+    >>> @tool(reconcile=lambda key: NotDone())
+    ... def pay(cents: int, context: ToolContext) -> str:
     ...     return bank.pay(cents, key=context.idempotency_key)
-    >>> ReconcilingTool(pay, reconcile=lambda key: NotDone()).spec.reconciles
+    >>> pay.spec.reconciles
     True
     """
-
-    def __init__(
-        self,
-        function: Function,
-        *,
-        reconcile: ReconcileFunction,
-        name: str | None = None,
-        description: str | None = None,
-        effect: Effect = "once",
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        schema: Mapping[str, JSON] | None = None,
-        takes_any: bool = False,
-    ) -> None:
-        super().__init__(
-            function,
-            name=name,
-            description=description,
-            effect=effect,
-            timeout_s=timeout_s,
-            schema=schema,
-            takes_any=takes_any,
-        )
-        if not callable(reconcile):
-            raise ConfigError(
-                f"tool {self.spec.name!r}: reconcile must be a function of the key, not {reconcile!r}"
-            )
-        self.spec = msgspec.structs.replace(self.spec, reconciles=True)
-        self._reconcile = reconcile
-        self._rebind = partial(self._rebind, reconcile=reconcile)
 
     async def reconcile(
         self, args: Mapping[str, object], context: ToolContext[object], /
     ) -> ToolOutput | NotDone | Unknown:
         """Ask the reconcile function what became of the call with this context's idempotency key."""
-        return await _finish(
-            self._reconcile, _is_async(self._reconcile), _to_reconciled, (context.idempotency_key,), {}
-        )
+        function = cast("ReconcileFunction", self._options.reconcile)
+        return await _finish(function, _is_async(function), _to_reconciled, (context.idempotency_key,), {})
 
 
 @overload
@@ -229,15 +206,8 @@ def tool(
     >>> weather.spec.schema["required"]
     ['city']
     """
-    options = {"name": name, "description": description, "effect": effect, "timeout_s": timeout_s}
-
-    def decorate(target: Function) -> FunctionTool:
-        return _make(target, options, reconcile)
-
-    if function is not None:
-        return decorate(function)
-    _check_options(name or "tool", description, effect, timeout_s)
-    return decorate
+    options = _Options(name, description, effect, timeout_s, reconcile)
+    return partial(_make, options=options) if function is None else _make(function, options)
 
 
 def as_tool(thing: object) -> Tool:
@@ -258,13 +228,13 @@ def as_tool(thing: object) -> Tool:
     """
     if isinstance(thing, type):
         raise ConfigError(f"a tool is an instance, not a class: pass an instance of {thing.__qualname__!r}")
-    if isinstance(thing, Tool) and isinstance(thing.spec, ToolSpec):
+    if isinstance(thing, Tool):
         return thing
     execute = getattr(thing, "execute", None)
     if isinstance(getattr(thing, "name", None), str) and callable(execute):
         return _from_object(thing, execute)
     if callable(thing):
-        return _make(thing, {}, None)
+        return _make(thing, _Options())
     raise ConfigError(
         f"{thing!r} is not a tool: pass a typed function, an object with 'name' and 'async execute(**kwargs)', "
         "or an object with 'spec', 'validate' and 'async __call__' (harness.tools.Tool)"
@@ -281,27 +251,24 @@ def definition_hash(spec: ToolSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:16]
 
 
-def _make(function: Function, options: Mapping[str, object], reconcile: ReconcileFunction | None) -> FunctionTool:
+def _make(function: Function, options: _Options) -> FunctionTool:
     if isinstance(function, FunctionTool):
         raise ConfigError(f"{function!r} is a tool already; give its options where it is made")
-    kind = FunctionTool if reconcile is None else partial(ReconcilingTool, reconcile=reconcile)
-    return cast("Callable[..., FunctionTool]", kind)(function, **options)
+    return (FunctionTool if options.reconcile is None else ReconcilingTool)(function, options)
 
 
 def _from_object(thing: object, execute: Function) -> FunctionTool:
-    name = cast("str", getattr(thing, "name"))
+    """Make a tool of an object with ``name`` and ``execute``, and whatever else of a tool it has."""
+    given = {key: getattr(thing, key) for key in ("effect", "timeout_s", "reconcile") if hasattr(thing, key)}
     schema = getattr(thing, "schema", None) or getattr(thing, "parameters", None)
-    if schema is not None and not (isinstance(schema, Mapping) and _is_object_schema(cast("Mapping[str, JSON]", schema))):
+    name: str = getattr(thing, "name", "")
+    if schema is not None and not (isinstance(schema, Mapping) and _is_object_schema(cast("Schema", schema))):
         raise ConfigError(f"tool {name!r}: its schema must be a JSON schema of type 'object', not {schema!r}")
-    options: dict[str, object] = {"name": name, "schema": schema, "takes_any": True}
-    options["description"] = getattr(thing, "description", None) or inspect.getdoc(execute) or inspect.getdoc(type(thing))
-    for option in ("effect", "timeout_s"):
-        if hasattr(thing, option):
-            options[option] = getattr(thing, option)
-    return _make(execute, options, getattr(thing, "reconcile", None))
+    description = getattr(thing, "description", None) or inspect.getdoc(execute) or inspect.getdoc(type(thing))
+    return _make(execute, _Options(name, description, **given, schema=cast("Schema", schema), takes_any=True))
 
 
-def _is_object_schema(schema: Mapping[str, JSON]) -> bool:
+def _is_object_schema(schema: Schema) -> bool:
     return schema.get("type", "object") == "object"
 
 
@@ -311,46 +278,38 @@ def _name(function: Function) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _check_options(name: object, description: object, effect: object, timeout_s: object) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(f"a tool's name must be 1 to 64 letters, digits, '_' or '-', not {name!r}: give name=")
-    if description is not None and not isinstance(description, str):
-        raise ConfigError(f"tool {name!r}: description must be a string, not {description!r}")
-    if effect not in get_args(Effect):
-        raise ConfigError(f"tool {name!r}: effect must be 'read', 'idempotent' or 'once', not {effect!r}")
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < math.inf:
-        raise ConfigError(f"tool {name!r}: timeout_s must be a number of seconds above 0, not {timeout_s!r}")
-
-
 def _check_callable(function: Function, name: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise ConfigError(f"a tool's name must be 1 to 64 letters, digits, '_' or '-', not {name!r}: give name=")
     if not callable(function) or isinstance(function, type):
         raise ConfigError(f"tool {name!r} must be a function or an object that can be called, not {function!r}")
-    inner = getattr(function, "__call__", function)  # noqa: B004 - an object's own __call__ is looked at as well
-    if any(check(one) for one in (function, inner) for check in (inspect.isgeneratorfunction, inspect.isasyncgenfunction)):
+    if any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in _callables(function)):
         raise ConfigError(f"tool {name!r} yields; a tool has one result: return a list, or use context.progress")
 
 
 def _is_async(function: Function) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return any(inspect.iscoroutinefunction(one) for one in _callables(function))
+
+
+def _callables(function: Function) -> tuple[object, object]:
+    """Return the function and, for an object that can be called, the method that is."""
+    return function, getattr(function, "__call__", None)  # noqa: B004 - it is looked at, not only looked for
 
 
 class _Arguments(NamedTuple):
     """What a tool takes: its docstring's prose, its schema, and ``validate(text, parsed)``: keywords or problems."""
 
     description: str
-    schema: Mapping[str, JSON]
+    schema: Schema
     validate: Callable[[str, dict[str, JSON]], Mapping[str, object] | list[str]]
 
 
-def _arguments(
-    function: Function, signature: Signature, name: str, schema: Mapping[str, JSON] | None
-) -> _Arguments:
+def _arguments(function: Function, signature: Signature, name: str, schema: Schema | None) -> _Arguments:
     doc = inspect.getdoc(function if hasattr(function, "__name__") else _behind(function)) or ""
     if schema is None and signature.open and not signature.arguments:
         schema = {"type": "object", "properties": {}}
     if schema is not None:
-        given = schema  # narrowed for the closure
-        return _Arguments(doc, given, lambda _text, value: check(value, given) or cast("Mapping[str, object]", value))
+        return _Arguments(doc, schema, partial(_check_schema, schema))
     from harness.tools import typed  # here, because it loads pydantic, which importing harness.tools must not
 
     description, texts = typed.read_docstring(doc)
@@ -363,6 +322,10 @@ def _arguments(
             return typed.problems(error)
 
     return _Arguments(description, shape.schema, validate)
+
+
+def _check_schema(schema: Schema, _text: str, value: dict[str, JSON]) -> Mapping[str, object] | list[str]:
+    return check(value, schema) or cast("dict[str, object]", value)
 
 
 def _behind(function: Function) -> object:
@@ -408,10 +371,15 @@ def _call(
 
 def _is_for_us(error: BaseException) -> bool:
     """Tell a cancellation of our task, or the closing of our coroutine, from an exception the tool made up."""
-    if isinstance(error, asyncio.CancelledError):
+    if not isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+        return False
+    try:
         task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0
-    return isinstance(error, GeneratorExit)
+    except RuntimeError:  # no loop runs any more: this coroutine is being closed
+        return True
+    if isinstance(error, GeneratorExit):
+        return task is None
+    return task is not None and task.cancelling() > 0
 
 
 def _to_reconciled(result: object) -> ToolOutput | NotDone | Unknown:

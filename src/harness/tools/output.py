@@ -31,26 +31,23 @@ def to_output(result: object) -> ToolOutput:
     """
     try:
         if isinstance(result, str):
-            return ToolOutput(encodable(_plain(result) if isinstance(result, Enum) else str.__str__(result)))
+            return ToolOutput(encodable(str.__str__(result)))  # the text, whatever a subclass prints
         if isinstance(result, ToolOutput):
             return _checked(result)
         if isinstance(result, Image):
-            return _with_images([result], [])
+            return _from_items([result])
         if isinstance(result, (list, tuple)):
-            items = cast("Sequence[object]", result)
-            images = [item for item in items if isinstance(item, Image)]
-            if images:
-                return _with_images(images, [item for item in items if not isinstance(item, Image)])
+            return _from_items(cast("Sequence[object]", result))
         return ToolOutput(_text(result))
     except Exception as error:  # a result may run any code of its own while it is read
-        return _not_representable(result, error)
+        return _not_representable(type(cast("object", result)), error)
 
 
 def encodable(text: str) -> str:
-    """Return the text with lone surrogates replaced, so that it can be written as UTF-8.
+    r"""Return the text with lone surrogates replaced, so that it can be written as UTF-8.
 
-    >>> encodable("caf\\u00e9 \\ud800")
-    'café \ufffd'
+    >>> encodable("caf\u00e9 \ud800")
+    'café �'
     """
     if text.isascii():  # a flag of the string: no pass over it
         return text
@@ -62,21 +59,21 @@ def encodable(text: str) -> str:
     return text
 
 
-def _not_representable(result: object, error: Exception) -> ToolOutput:
+def _not_representable(kind: type, error: Exception) -> ToolOutput:
     reason = encodable(str(as_tool_error(error)))[:300]
-    kind = encodable(type(result).__qualname__)
-    return ToolOutput(
-        f"succeeded, but its result (type {kind}) cannot be represented: {reason}", representable=False
-    )
+    name = encodable(kind.__qualname__)
+    return ToolOutput(f"succeeded, but its result (type {name}) cannot be represented: {reason}", representable=False)
 
 
-def _with_images(images: Sequence[Image], others: Sequence[object]) -> ToolOutput:
+def _from_items(items: Sequence[object]) -> ToolOutput:
+    """Make the output of a list: with images in it they travel apart, and the text says how many there are."""
+    images = [item for item in items if isinstance(item, Image)]
+    if not images:
+        return ToolOutput(_text(items))
+    others = [item for item in items if not isinstance(item, Image)]
+    texts = others if all(isinstance(item, str) for item in others) else [_text(others)]
     count = f"({len(images)} image{'s' if len(images) > 1 else ''})"
-    if all(isinstance(item, str) for item in others):
-        text = "\n".join([*(str(item) for item in others), count])
-    else:
-        text = f"{_text(list(others))}\n{count}"
-    return _checked(ToolOutput(text, tuple(images)))
+    return _checked(ToolOutput("\n".join([*map(str, texts), count]), tuple(images)))
 
 
 def _checked(output: ToolOutput) -> ToolOutput:

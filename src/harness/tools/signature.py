@@ -7,7 +7,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from harness.errors import ConfigError
@@ -64,7 +64,7 @@ def read_signature(function: Callable[..., object], name: str) -> Signature:
     except (ValueError, TypeError) as error:
         raise ConfigError(f"tool {name!r}: its parameters cannot be read ({error}); wrap it in a def") from None
     # What a partial binds by keyword stays in its signature as a default; the model must neither see nor change it.
-    bound: Mapping[str, object] = function.keywords if isinstance(function, functools.partial) else {}
+    bound = _bound_names(function)
     arguments: list[Argument] = []
     positional: list[str] = []
     contexts: list[str] = []
@@ -85,6 +85,12 @@ def read_signature(function: Callable[..., object], name: str) -> Signature:
         else:
             arguments.append(Argument(parameter.name, annotation, parameter.default))
     return Signature(tuple(arguments), tuple(positional), tuple(contexts), is_open)
+
+
+def _bound_names(function: object) -> frozenset[str]:
+    if not isinstance(function, functools.partial):
+        return frozenset()
+    return frozenset(typing.cast("functools.partial[object]", function).keywords)
 
 
 def _is_context(annotation: object) -> bool:
@@ -134,7 +140,7 @@ def _plain_function(function: Callable[..., object]) -> object:
 def _enclosing_names(function: object) -> dict[str, object]:
     """Return the local names of the call the function is being defined in, for types that are defined there too."""
     outer = getattr(function, "__qualname__", "").rpartition(".<locals>.")[0]
-    frame = sys._getframe() if outer else None  # pyright: ignore[reportPrivateUsage] - the only way to a caller's locals
+    frame = sys._getframe() if outer else None  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no other way
     while frame is not None:
         if frame.f_code.co_qualname == outer and frame.f_globals is getattr(function, "__globals__", None):
             return dict(frame.f_locals)

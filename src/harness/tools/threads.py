@@ -13,7 +13,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from harness.errors import ToolError
 
@@ -83,8 +83,8 @@ def _outcome(function: Callable[[], T]) -> Callable[[], T]:
     return lambda: result
 
 
-def _raiser(error: Exception) -> Callable[[], T]:
-    def fail() -> T:
+def _raiser(error: Exception) -> Callable[[], NoReturn]:
+    def fail() -> NoReturn:
         raise error
 
     return fail

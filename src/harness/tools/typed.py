@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, cast, get_args, get_origin
+from typing import Annotated, Any, NotRequired, cast, get_args, get_origin
 
 from docstring_parser import ParseError, parse
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import ErrorDetails
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from harness.errors import ConfigError
 from harness.messages import JSON
@@ -72,11 +72,11 @@ def problems(error: Exception) -> list[str]:
 
 
 def read_docstring(text: str) -> tuple[str, dict[str, str]]:
-    """Split a docstring (Google, NumPy or reST) into its prose and what it says of each parameter.
+    r"""Split a docstring (Google, NumPy or reST) into its prose and what it says of each parameter.
 
     Examples are left out: a small model copies them.
 
-    >>> read_docstring("Add.\\n\\nArgs:\\n    a: the first number.")
+    >>> read_docstring("Add.\n\nArgs:\n    a: the first number.")
     ('Add.', {'a': 'the first number.'})
     """
     try:

@@ -1,0 +1,53 @@
+"""What the user chose on the command line, and how a run keeps it for its resume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from harness.cli.endpoint import Protocol
+from harness.errors import ConfigError
+
+
+class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the user chose on the command line; None where they said nothing. A run keeps it for its resume."""
+
+    folder: str | None = None
+    llm: str | None = None
+    model: str | None = None
+    protocol: Protocol | None = None
+    agent: str | None = None
+    config: str | None = None
+    api_key_env: str | None = None
+    max_cost: float | None = None
+    max_seconds: float | None = None
+    max_steps: int | None = None
+    demo: bool = False
+    fast: bool = False
+
+    def settings(self) -> dict[str, str]:
+        """Return what was chosen as strings."""
+        return {name: str(value).lower() if value is True else str(value) for name, value in self._chosen().items()}
+
+    @classmethod
+    def of(cls, settings: Mapping[str, str]) -> Choices:
+        """Read ``settings`` back; words of another release are left out.
+
+        Raises:
+            ConfigError: a value does not fit its word.
+        """
+        try:
+            return msgspec.convert(dict(settings), cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"the settings of the run cannot be read: {error}") from None
+
+    def over(self, older: Choices) -> Choices:
+        """Return ``older`` with what is chosen here in its place. Another server or model drops the older model."""
+        if self.llm is not None and self.model is None:
+            older = msgspec.structs.replace(older, model=None)
+        return msgspec.structs.replace(older, **self._chosen())
+
+    def _chosen(self) -> dict[str, object]:
+        values = ((name, getattr(self, name)) for name in self.__struct_fields__)
+        return {name: value for name, value in values if value is not None and value is not False}

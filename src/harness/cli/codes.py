@@ -1,0 +1,55 @@
+"""Exit codes, and what is said on stderr beside an answer."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from harness import host
+from harness.cli.text import safe
+from harness.keys import join_key
+from harness.records import Origin
+from harness.result import Cancelled, Failed, Finished, Parked, RunResult
+
+OK, FAILED, USAGE, WAITS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+def silence_stdout() -> None:
+    """Let what is still buffered go nowhere: flushing it at exit would complain about the broken pipe again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def exit_code(result: RunResult) -> int:
+    """Return the exit code that says what a run came to."""
+    match result:
+        case Finished():
+            return OK
+        case Parked():
+            return WAITS
+        case Failed(reason="budget"):
+            return BUDGET
+        case _:
+            return FAILED
+
+
+def report(result: RunResult) -> None:
+    """Say on stderr what is not an answer, and how to go on."""
+    sys.stdout.flush()
+    resume = host.resume_command(Origin("cli"), join_key(result.run_id, result.agent_id))
+    match result:
+        case Finished():
+            return
+        case Failed():
+            print(f"Run failed: {safe(result.error)}\nResume: {resume}{_more(result)}", file=sys.stderr)
+        case Parked():
+            print(f"The run waits for approval.\nResume: {resume}", file=sys.stderr)
+        case Cancelled():
+            print(f"Run cancelled: {safe(result.error)}", file=sys.stderr)
+
+
+def _more(result: Failed) -> str:
+    """Name the flag that gives a run which reached a limit more room."""
+    for limit, flag in (("max_total_cost_usd", "--max-cost"), ("max_wall_time_seconds", "--max-seconds")):
+        if limit in result.error:
+            return f" {flag} MORE"
+    return ""

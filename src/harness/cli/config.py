@@ -1,0 +1,289 @@
+"""harness.toml: read, checked against its model, and merged. A wrong file names its line and the nearest right word."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from harness.agent import AgentConfig
+from harness.budget import GuardrailConfig
+from harness.cli.places import user_folder
+from harness.errors import ConfigError
+from harness.registry import nearest
+
+PROJECT_FILE = "harness.toml"
+USER_FILE = "config.toml"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class LLMTable(_Strict):
+    """The ``[llm]`` table."""
+
+    model: str | None = None
+    base_url: str | None = None
+    protocol: Literal["native", "text"] | None = None
+    api_key_env: str | None = None
+
+
+class AgentTable(_Strict):
+    """One agent: ``[agents.NAME]``, or ``[[agents]]`` with an ``id``. What is not given stays AgentConfig's default."""
+
+    role: str = ""
+    prompt: str | None = None
+    prompt_file: str | None = None
+    tools: list[str] = Field(default_factory=lambda: ["files"])
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    confidence_from_llm: bool | None = None
+    working_memory_max_tokens: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=0)] | None = None
+    max_stale_steps: Annotated[int, Field(ge=1)] | None = None
+    max_reply_errors: Annotated[int, Field(ge=0)] | None = None
+    max_llm_attempts: Annotated[int, Field(ge=1)] | None = None
+    max_parallel_tools: Annotated[int, Field(ge=1)] | None = None
+    max_result_chars: Annotated[int, Field(ge=100)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    reasoning_effort: str | None = None
+
+
+_Limit = Annotated[int, Field(ge=0)]
+_Amount = Annotated[float, Field(ge=0)]
+
+
+class BudgetTable(_Strict):
+    """The ``[budget]`` table: GuardrailConfig's limits."""
+
+    max_total_cost_usd: _Amount | None = None
+    max_wall_time_seconds: _Amount | None = None
+    max_input_tokens: _Limit | None = None
+    max_output_tokens: _Limit | None = None
+    max_llm_calls: _Limit | None = None
+    max_tool_calls: _Limit | None = None
+    max_replan_count: _Limit | None = None
+    confidence_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+
+    def limits(self) -> GuardrailConfig:
+        """Return the limits, the library's defaults where the table is silent."""
+        return GuardrailConfig(**self.model_dump(exclude_none=True))
+
+
+class FileModel(_Strict):
+    """A whole file."""
+
+    llm: LLMTable = Field(default_factory=LLMTable)
+    agents: dict[str, AgentTable] = Field(default_factory=dict)
+    budget: BudgetTable = Field(default_factory=BudgetTable)
+
+
+class ConfigFile:
+    """One file that was read.
+
+    Attributes:
+        path: where it is.
+        data: what it says.
+        digest: the SHA-256 of its bytes.
+    """
+
+    def __init__(self, path: Path, text: str, data: FileModel) -> None:
+        self.path = path
+        self.text = text
+        self.data = data
+        self.digest = hashlib.sha256(text.encode()).hexdigest()
+
+    def line(self, *keys: str) -> int:
+        """Return the line where a key stands."""
+        return line_of(self.text, keys)
+
+    def dangers(self) -> list[str]:
+        """Say what in the file can run code or send data somewhere."""
+        agents = self.data.agents.items()
+        found = [f"code {tool!r} (agent {name!r})" for name, agent in agents for tool in agent.tools if ":" in tool]
+        if self.data.llm.base_url:
+            found.append(f"the server {self.data.llm.base_url!r}")
+        if self.data.llm.api_key_env:
+            found.append(f"the key in {self.data.llm.api_key_env!r}")
+        outside = [agent.prompt_file for agent in self.data.agents.values() if agent.prompt_file]
+        found.extend(f"the prompt file {file!r}" for file in outside if not _inside(self.path.parent, file))
+        return found
+
+
+def _inside(folder: Path, file: str) -> bool:
+    return (folder / file).resolve().is_relative_to(folder.resolve())
+
+
+def user_file() -> Path:
+    """Return where the user's own configuration is."""
+    return user_folder() / USER_FILE
+
+
+def find(config: str | None) -> list[ConfigFile]:
+    """Read the user's file and the project's, in the order in which the later wins.
+
+    Args:
+        config: the project's file; None takes harness.toml of the current folder, where there is one.
+
+    Raises:
+        ConfigError: a file is wrong, or the one named is missing.
+    """
+    files = find_user()
+    if config is not None:
+        files.append(read(Path(config).expanduser()))
+    elif Path(PROJECT_FILE).is_file():
+        files.append(read(Path(PROJECT_FILE).absolute()))
+    return files
+
+
+def find_user() -> list[ConfigFile]:
+    """Read the user's file alone, where there is one.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    return [read(user_file())] if user_file().is_file() else []
+
+
+def read(path: Path) -> ConfigFile:
+    """Read and check one file.
+
+    Raises:
+        ConfigError: it cannot be read or is wrong; the text names file, line and what to write instead.
+    """
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> ConfigFile:
+    """Check the text of a file.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"^(.*?) \(at (?:line (\d+), column \d+|end of document)\)$", str(error), re.DOTALL)
+        what, at = (found[1], found[2]) if found else (str(error), None)
+        line = int(at) if at else max(1, len(text.splitlines()))
+        raise ConfigError(f"{path}:{line}: this is not TOML: {what}") from None
+    agents = raw.get("agents")
+    if isinstance(agents, list):
+        raw["agents"] = _by_id(cast("list[object]", agents), text, path)
+    try:
+        data = FileModel.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem, text, path) for problem in error.errors())) from None
+    file = ConfigFile(path, text, data)
+    _check_agents(file)
+    return file
+
+
+def _by_id(agents: Sequence[object], text: str, path: Path) -> dict[str, object]:
+    """Turn a list of ``[[agents]]`` tables into a table by id."""
+    named: dict[str, object] = {}
+    at = f"{path}:{line_of(text, ('agents',))}"
+    for agent in agents:
+        table = cast("dict[str, object]", agent) if isinstance(agent, dict) else {}
+        name = table.get("id")
+        if not isinstance(name, str):
+            raise ConfigError(f"{at}: each [[agents]] needs an id, as in id = 'reader'")
+        if name in named:
+            raise ConfigError(f"{at}: agent {name!r} is defined twice")
+        named[name] = {key: value for key, value in table.items() if key != "id"}
+    return named
+
+
+# The words of each table, for a hint at the nearest one.
+_WORDS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): FileModel,
+    ("llm",): LLMTable,
+    ("agents", "*"): AgentTable,
+    ("budget",): BudgetTable,
+}
+
+
+def _explain(problem: ErrorDetails, text: str, path: Path) -> str:
+    """Turn one problem of pydantic's into a sentence with its line."""
+    keys = tuple(str(key) for key in problem["loc"])
+    where = f"{path}:{line_of(text, keys)}"
+    if problem["type"] != "extra_forbidden":
+        message = str(problem["msg"])
+        return f"{where}: {'.'.join(keys)}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+    place = keys[:-1]
+    model = _WORDS.get(("agents", "*") if place[:1] == ("agents",) else place)
+    known = list(model.model_fields) if model else []
+    table = f" in [{'.'.join(place)}]" if place else ""
+    return f"{where}: unknown word {keys[-1]!r}{table}{nearest(keys[-1], known)}"
+
+
+def _check_agents(file: ConfigFile) -> None:
+    for name, agent in file.data.agents.items():
+        at = f"{file.path}:{file.line('agents', name)}"
+        try:
+            AgentConfig(name)
+        except ConfigError as error:
+            raise ConfigError(f"{at}: {error}") from None
+        if agent.prompt is not None and agent.prompt_file is not None:
+            raise ConfigError(f"{at}: agent {name!r} has a prompt and a prompt_file; keep one")
+
+
+_HEADER = re.compile(r"^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
+
+
+def line_of(text: str, keys: Sequence[str]) -> int:
+    """Return the line on which a key, or the deepest of its tables that can be found, is written; 1 where none is.
+
+    >>> line_of('[llm]\\nmodel = "m"\\n\\n[budget]\\nmax_tools = 3\\n', ("budget", "max_tools"))
+    5
+    """
+    best, depth = 1, 0
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = path = _parts(header[1])
+        elif key := _KEY.match(line):
+            path = (*table, *_parts(key[1]))
+            # An entry of [[agents]] is addressed by its id, which stands in a line of the table.
+            if table == ("agents",) and path == ("agents", "id"):
+                table = path = ("agents", line.split("=", 1)[1].split("#")[0].strip().strip("\"'"))
+        else:
+            continue
+        common = 0
+        for own, wanted in zip(path, keys, strict=False):
+            if own != wanted:
+                break
+            common += 1
+        if common == len(path) and common > depth:
+            best, depth = number, common
+    return best
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", dotted))
+
+
+def merged(files: Iterable[ConfigFile]) -> FileModel:
+    """Merge files: a later one wins key by key, agents by name."""
+    llm: dict[str, object] = {}
+    budget: dict[str, object] = {}
+    agents: dict[str, AgentTable] = {}
+    for file in files:
+        llm.update(file.data.llm.model_dump(exclude_none=True))
+        budget.update(file.data.budget.model_dump(exclude_none=True))
+        agents.update(file.data.agents)
+    return FileModel(llm=LLMTable(**llm), budget=BudgetTable(**budget), agents=agents)  # type: ignore[arg-type]  # dumped from the same models

@@ -1,0 +1,102 @@
+"""Drive a run for a person: show its events, obey signals, turn what it came to into an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from harness import host
+from harness.cli.codes import INTERRUPTED, exit_code, report, silence_stdout
+from harness.cli.interrupts import Interrupts
+from harness.cli.ledger import Ledger
+from harness.cli.screen import Header, Screen
+from harness.events import Event
+from harness.records import Origin
+
+if TYPE_CHECKING:
+    from harness.cli.wiring import Wired
+    from harness.run_stream import RunStream
+
+
+def drive(wired: Wired, start: Callable[[], RunStream], screen: Screen, header: Header, ledger: Ledger) -> int:
+    """Drive one run to its end or to an interruption.
+
+    Args:
+        wired: the runtime.
+        start: makes the stream.
+        screen: where it is shown.
+        header: what is said first.
+        ledger: the run's journal so far.
+
+    Returns:
+        The exit code.
+    """
+    viewing = _Viewing(wired, screen, ledger)
+    with Interrupts(viewing.last_words) as interrupts:
+        try:
+            code = asyncio.run(viewing.run(start, header, interrupts))
+        except asyncio.CancelledError:
+            code = INTERRUPTED
+        except BrokenPipeError:
+            # Nobody looks any more: the run stops as it would at Ctrl-C.
+            silence_stdout()
+            code = INTERRUPTED if viewing.code is None else viewing.code
+        finally:
+            screen.close()
+    if code == INTERRUPTED and not viewing.last_words():
+        print("Interrupted before the run had begun.", file=sys.stderr)
+    return code
+
+
+class _Viewing:
+    """One run, watched."""
+
+    def __init__(self, wired: Wired, screen: Screen, ledger: Ledger) -> None:
+        self._wired = wired
+        self._screen = screen
+        self._ledger = ledger
+        self._run_id = ledger.state.run_id if ledger.state.seq else ""
+        self.code: int | None = None
+
+    def last_words(self) -> bool:
+        """Say how to go on, unless that was said. Returns whether there is a run to go on with."""
+        if self._run_id:
+            host.hint_interrupted("Run", self._run_id, self._wired.agent_id, Origin("cli"))
+        return bool(self._run_id)
+
+    async def run(self, start: Callable[[], RunStream], header: Header, interrupts: Interrupts) -> int:
+        """Show the run's events until its end."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None  # asyncio.run made it
+
+        def stop() -> None:
+            # The footer goes first: what is printed from here on must not be drawn over.
+            self._screen.close()
+            task.cancel()
+
+        interrupts.on_first(lambda: loop.call_soon_threadsafe(stop))
+        async with self._wired.runtime:
+            stream = start()
+            self._ledger.attach()
+            self._screen.open(header, self._ledger)
+            async with stream:
+                async for event in stream:
+                    await self._show(event)
+            self._screen.close()
+        assert stream.result is not None  # the stream has ended
+        self.code = exit_code(stream.result)
+        interrupts.leave(self.code)
+        self._ledger.attach_end(stream.result)
+        self._screen.end(stream.result)
+        report(stream.result)
+        return self.code
+
+    async def _show(self, event: Event) -> None:
+        self._run_id = event.run_id
+        if event.seq > self._ledger.state.seq:
+            self._ledger.state.run_id = event.run_id
+            entries = self._wired.runtime.store.read(event.run_id, after=self._ledger.state.seq)
+            self._ledger.follow([entry async for entry in entries])
+        self._screen.show(event)

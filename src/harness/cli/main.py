@@ -1,0 +1,281 @@
+"""The commands of ``harness``, and how every error becomes one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import msgspec
+from cyclopts import App, CycloptsError, Parameter
+
+from harness.cli import commands
+from harness.cli.choices import Choices
+from harness.cli.codes import FAILED, INTERRUPTED, USAGE, silence_stdout
+from harness.cli.text import safe
+from harness.errors import ConfigError, HarnessError, InternalError, RunIdTaken, RunNotFound
+
+app = App(
+    name="harness",
+    help="Run agents that do not lose their work: interrupt one anywhere, and `harness resume` goes on.",
+    version=commands.version,
+    print_error=False,
+    exit_on_error=False,
+    suppress_keyboard_interrupt=False,
+    result_action="return_value",
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The flags that limit a run."""
+
+    max_cost: Annotated[float | None, Parameter(help="Dollars the run may cost.")] = None
+    max_seconds: Annotated[float | None, Parameter(help="Seconds the run may be driven.")] = None
+    max_steps: Annotated[int | None, Parameter(help="Steps the agent may take; a resume gives as many again.")] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The flags that say what is printed."""
+
+    json: Annotated[bool, Parameter(help="Print events as JSON lines.", negative="")] = False
+    tokens: Annotated[bool, Parameter(help="Show replies while they arrive.", negative="")] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The flags that choose the model."""
+
+    llm: Annotated[
+        str | None, Parameter(help="A base URL (http://127.0.0.1:8080/v1), URL#model, or a model's name.")
+    ] = None
+    model: Annotated[str | None, Parameter(help="The model's name.")] = None
+    protocol: Annotated[
+        Literal["native", "text"] | None,
+        Parameter(help="How the model calls tools. The default is text for a local server, else native."),
+    ] = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Trust:
+    """The flag that trusts a project's file."""
+
+    trust: Annotated[
+        bool, Parameter(help="Trust the project's harness.toml as it is now, and remember that.", negative="")
+    ] = False
+
+
+NO_LIMITS, NO_OUTPUT, NO_MODEL, NO_TRUST = Limits(), Output(), Model(), Trust()
+
+
+@app.command
+def run(
+    goal: str,
+    /,
+    *,
+    folder: Annotated[Path | None, Parameter(help="The folder the file tools may read. [default: .]")] = None,
+    agent: Annotated[str | None, Parameter(help="An agent of harness.toml. [default: reader]")] = None,
+    config: Annotated[Path | None, Parameter(help="The configuration. [default: ./harness.toml]")] = None,
+    run_id: Annotated[str | None, Parameter(help="Your own id for the run; one that exists goes on.")] = None,
+    model: Model = NO_MODEL,
+    limits: Limits = NO_LIMITS,
+    output: Output = NO_OUTPUT,
+    trust: Trust = NO_TRUST,
+) -> int:
+    """Run an agent on a goal: by default one that answers questions about the files of a folder.
+
+    Parameters
+    ----------
+    goal
+        What to do, in words.
+    """
+    choices = msgspec.structs.replace(
+        _choices(model, limits),
+        folder=None if folder is None else str(folder),
+        agent=agent,
+        config=None if config is None else str(config),
+    )
+    return commands.run(goal, choices, run_id=run_id, output=_output(output), trust=trust.trust)
+
+
+@app.command
+def demo(
+    *,
+    fast: Annotated[bool, Parameter(help="Leave out the pauses of the recorded model.", negative="")] = False,
+    run_id: Annotated[str | None, Parameter(help="Your own id for the run.")] = None,
+    limits: Limits = NO_LIMITS,
+    output: Output = NO_OUTPUT,
+    record: Annotated[str | None, Parameter(show=False)] = None,
+    record_as: Annotated[str, Parameter(show=False)] = "",
+    record_to: Annotated[Path | None, Parameter(show=False)] = None,
+) -> int:
+    """Show a run without any key: a real model's recorded replies, real tools on real files."""
+    if record is not None:
+        return commands.record(record, named=record_as, to=record_to)
+    choices = msgspec.structs.replace(_choices(NO_MODEL, limits), demo=True, fast=fast)
+    return commands.demo(choices, run_id, _output(output))
+
+
+@app.command
+def resume(
+    key: str | None = None,
+    /,
+    *,
+    last: Annotated[bool, Parameter(help="The most recent run that is not finished.", negative="")] = False,
+    model: Model = NO_MODEL,
+    limits: Limits = NO_LIMITS,
+    output: Output = NO_OUTPUT,
+    trust: Trust = NO_TRUST,
+) -> int:
+    """Go on with a run that was interrupted or failed. A finished one prints its answer.
+
+    Parameters
+    ----------
+    key
+        The run's key. Without it and without --last, the only run that is not finished.
+    """
+    flags = _choices(model, limits)
+    return commands.resume(key, flags, last=last, output=_output(output), trust=trust.trust)
+
+
+@app.command
+def runs(
+    *,
+    status: Literal["running", "interrupted", "finished", "failed", "cancelled"] | None = None,
+    limit: Annotated[int, Parameter(help="The most runs to list.")] = 20,
+    json: Annotated[bool, Parameter(help="Print JSON lines.", negative="")] = False,
+) -> int:
+    """List the runs, the last started first."""
+    return commands.list_runs(status, limit, as_json=json)
+
+
+@app.command
+def show(
+    key: str,
+    /,
+    *,
+    full: Annotated[bool, Parameter(help="Show results whole.", negative="")] = False,
+    json: Annotated[bool, Parameter(help="Print the run's events as JSON lines.", negative="")] = False,
+) -> int:
+    """Show a run's steps from its journal.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    """
+    return commands.show(key, full=full, as_json=json)
+
+
+@app.command
+def fork(
+    key: str,
+    /,
+    *,
+    at: Annotated[int | None, Parameter(help="The first step that is not copied. [default: the last]")] = None,
+    run_id: Annotated[str | None, Parameter(help="The new run's id.")] = None,
+) -> int:
+    """Copy a run up to a step under a new key.
+
+    Parameters
+    ----------
+    key
+        The run to copy.
+    """
+    return commands.fork(key, at=at, run_id=run_id)
+
+
+@app.command
+def trust(path: Path = Path("harness.toml"), /) -> int:
+    """Trust a harness.toml that names code or a server, as it is now.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+    return commands.trust(path)
+
+
+@app.command
+def doctor() -> int:
+    """Check this installation, one line for each thing."""
+    from harness.cli.doctor import examine
+
+    return examine()
+
+
+def _choices(model: Model, limits: Limits) -> Choices:
+    return Choices(
+        llm=model.llm,
+        model=model.model,
+        protocol=model.protocol,
+        max_cost=limits.max_cost,
+        max_seconds=limits.max_seconds,
+        max_steps=limits.max_steps,
+    )
+
+
+def _output(output: Output) -> commands.Output:
+    return commands.Output(as_json=output.json, tokens=output.tokens)
+
+
+def main() -> NoReturn:
+    """Run the command line. Every error is one sentence on stderr and a non-zero exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # the real streams are text wrappers
+    try:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+        code = FAILED
+    raise SystemExit(code)
+
+
+def _run(words: list[str]) -> int:
+    try:
+        return app(words or ["--help"]) or 0
+    except CycloptsError as error:
+        return _fail(f"{_sentence(error)}\nSee: harness {_command(words)}--help", USAGE, error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except InternalError as error:
+        return _fail(f"{error}; run with HARNESS_DEBUG=1 for the traceback", FAILED, error)
+    except (ConfigError, RunIdTaken, RunNotFound) as error:
+        return _fail(str(error), USAGE, error)
+    except HarnessError as error:
+        return _fail(str(error), FAILED, error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = f" {error.filename!r}" if error.filename else ""
+        return _fail(f"the system refused:{name} {error.strerror or error}", FAILED, error)
+    except Exception as error:
+        sentence = f"this should not have happened: {type(error).__name__}: {error}"
+        return _fail(f"{sentence}; run with HARNESS_DEBUG=1 for the traceback", FAILED, error)
+
+
+def _sentence(error: CycloptsError) -> str:
+    return " ".join(str(error).split())
+
+
+def _command(words: list[str]) -> str:
+    known = [name for name in app if not name.startswith("-")]
+    return f"{words[0]} " if words and words[0] in known else ""
+
+
+def _fail(sentence: str, code: int, error: BaseException) -> int:
+    sys.stdout.flush()
+    if os.environ.get("HARNESS_DEBUG"):
+        traceback.print_exception(error)
+    print(f"harness: {safe(sentence)}", file=sys.stderr)
+    return code

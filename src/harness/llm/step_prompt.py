@@ -1,0 +1,179 @@
+"""What a model is told of text ReAct: its prompt, the schema its reply is held to, and the conversation so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from harness.llm.base import LLMRequest
+from harness.llm.replies import decode
+from harness.llm.step import FINISH
+from harness.messages import JSON, Image, Message, Reasoning, Text, ToolCall, ToolResult
+from harness.tools.base import ToolSpec
+
+Schema = dict[str, JSON]
+
+
+def step_prompt(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool) -> str:
+    """Write the part of the system prompt that says how to reply and which tools there are."""
+    sure = ', "confidence": <how sure you are, 0 to 1>' if confidence else ""
+    lines = [
+        "# How to reply",
+        "Work in steps. Each of your replies is one step: exactly one JSON object, with no text and no code fence "
+        "around it.",
+        "To call a tool:",
+        '{"thought": "<what you need next and why>", "action": "<tool name>", "args": {<the arguments of that tool>}}',
+    ]
+    if parallel_calls:
+        lines += [
+            "To call several tools at once, when none of them needs the result of another:",
+            '{"thought": "...", "actions": [{"tool": "<tool name>", "args": {...}}, ...]}',
+        ]
+    lines += [
+        "After each call you are shown its result; then take the next step. Only results tell you facts: never invent "
+        "one, and do not repeat a call whose result you have.",
+        "When the results hold all you need, and not before:",
+        f'{{"thought": "...", "action": "{FINISH}", "answer": "<the complete answer>"{sure}}}',
+        "",
+        "# Tools",
+    ]
+    return "\n".join([*lines, *(_described(spec) for spec in tools)])
+
+
+def _described(spec: ToolSpec) -> str:
+    """Describe one tool: a line for each argument, then the exact schema."""
+    properties = _mapping(spec.schema.get("properties"))
+    required = spec.schema.get("required")
+    needed = cast("list[JSON]", required) if isinstance(required, list) else []
+    lines = [f"## {spec.name}", spec.description.strip()]
+    for name, schema in properties.items():
+        words = _mapping(schema)
+        kind = words.get("type")
+        kind = kind if isinstance(kind, str) else "see the schema"
+        about = words.get("description")
+        optional = "" if name in needed else ", optional"
+        lines.append(f'- argument "{name}" ({kind}{optional})' + (f": {about}" if isinstance(about, str) else ""))
+    if not properties:
+        lines.append("- takes no arguments: {}")
+    lines.append("schema of args: " + json.dumps(spec.schema, ensure_ascii=False))
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def _mapping(value: JSON) -> Mapping[str, JSON]:
+    return value if isinstance(value, dict) else {}
+
+
+def step_schema(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool) -> Schema:
+    """Build the JSON schema of a step: one form for each tool, several calls at once, or the answer.
+
+    The thought comes first in every form, so that a model held to the schema thinks before it chooses.
+    """
+    definitions: Schema = {}
+    arguments = [_hoisted(spec, definitions) for spec in tools]
+    thought: Schema = {"type": "string"}
+    forms: list[JSON] = [
+        _closed({"thought": thought, "action": {"const": spec.name}, "args": args})
+        for spec, args in zip(tools, arguments, strict=True)
+    ]
+    if parallel_calls:
+        calls: list[JSON] = [
+            _closed({"tool": {"const": spec.name}, "args": args}) for spec, args in zip(tools, arguments, strict=True)
+        ]
+        several: Schema = {"type": "array", "minItems": 2, "items": {"anyOf": calls}}
+        forms.append(_closed({"thought": thought, "actions": several}))
+    answer: Schema = {"thought": thought, "action": {"const": FINISH}, "answer": {"type": "string", "minLength": 1}}
+    if confidence:
+        answer["confidence"] = {"type": "number", "minimum": 0, "maximum": 1}
+    forms.append(_closed(answer))
+    schema: Schema = {"anyOf": forms}
+    if definitions:
+        schema["$defs"] = definitions
+    return schema
+
+
+def _closed(properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list[JSON](properties),
+        "additionalProperties": False,
+    }
+
+
+def _hoisted(spec: ToolSpec, definitions: Schema) -> Schema:
+    """Return a tool's argument schema with its definitions moved to the root, where ``#/$defs/...`` looks for them."""
+    prefixes = {f"#/{place}/": f"#/$defs/{spec.name}." for place in ("$defs", "definitions")}
+
+    def moved(value: JSON) -> JSON:
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        return {key: reference(item) if key == "$ref" else moved(item) for key, item in value.items()}
+
+    def reference(value: JSON) -> JSON:
+        for old, new in prefixes.items():
+            if isinstance(value, str) and value.startswith(old):
+                return new + value.removeprefix(old)
+        return value
+
+    schema = dict(spec.schema)
+    for place in ("$defs", "definitions"):
+        for name, definition in _mapping(schema.pop(place, None)).items():
+            definitions[f"{spec.name}.{name}"] = moved(definition)
+    return cast("Schema", moved(schema))
+
+
+def rendered(request: LLMRequest) -> list[Message]:
+    """Render a conversation with tool calls as one without: the model's steps as JSON, results told by the user.
+
+    Roles keep alternating: what would be two user messages in a row is one.
+    """
+    told: list[Message] = []
+    asked: dict[str, str] = {}
+    for message in request.messages:
+        role, parts = message.role, message.parts
+        if role == "assistant":
+            asked = {call.id: call.arguments for call in message.tool_calls}
+            parts = (Text(_step(message)),)
+        elif role == "tool":
+            role, parts = "user", tuple(_told(part, asked) for part in parts)
+        if told and role == told[-1].role == "user":
+            parts = (*told.pop().parts, Text("\n\n"), *parts)
+        told.append(Message(role, parts))
+    return told
+
+
+def _told(part: object, asked: Mapping[str, str]) -> Text | Image:
+    if isinstance(part, Image):
+        return part
+    assert isinstance(part, ToolResult)  # a tool message holds nothing else
+    kind = "Error from" if part.is_error else "Result of"
+    return Text(f"{kind} {part.name}({asked.get(part.call_id, '')}):\n{part.text}")
+
+
+def _step(message: Message) -> str:
+    """Write an assistant message as the step it was read from; a reply that was no step stays as it was."""
+    calls = message.tool_calls
+    thought = "".join(part.text for part in message.parts if isinstance(part, Reasoning))
+    if not calls:
+        if not thought:
+            return message.text
+        return _dumped({"thought": thought, "action": FINISH, "answer": message.text})
+    thought = thought or message.text
+    if len(calls) == 1:
+        return _dumped({"thought": thought, "action": calls[0].name, "args": _arguments(calls[0])})
+    actions: list[JSON] = [{"tool": call.name, "args": _arguments(call)} for call in calls]
+    return _dumped({"thought": thought, "actions": actions})
+
+
+def _arguments(call: ToolCall) -> JSON:
+    try:
+        return cast("JSON", decode(call.arguments))
+    except ValueError:
+        return call.arguments
+
+
+def _dumped(step: Schema) -> str:
+    return json.dumps(step, ensure_ascii=False)

@@ -1,0 +1,602 @@
+"""The command line as a person meets it: real processes, a real terminal, a real model server, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyte
+import pytest
+
+HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
+HINT = "Run interrupted — checkpoint saved."
+
+
+def harness(*words: str, timeout: float = 30, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    done = subprocess.run(
+        [*HARNESS, *words], capture_output=True, text=True, timeout=timeout, check=False, env={**os.environ, **env}
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([*HARNESS, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def read_until(process: subprocess.Popen[str], mark: str) -> str:
+    """Read stdout up to the line that holds ``mark``."""
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if mark in line:
+            return seen
+    raise AssertionError(f"the command ended without {mark!r}:\n{seen}\n{process.stderr and process.stderr.read()}")
+
+
+def interrupt(process: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[int, str, float]:
+    """Send a signal; return exit code, stderr and the seconds it took."""
+    began = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    return process.returncode, err, time.monotonic() - began
+
+
+def key_in(text: str) -> str:
+    found = re.search(r"harness resume (\S+)", text)
+    assert found, text
+    return found[1]
+
+
+# -- a model server -----------------------------------------------------------------------------
+
+
+class ModelServer(ThreadingHTTPServer):
+    """An OpenAI-compatible server that replies from a script, chosen by the assistant messages it is sent."""
+
+    daemon_threads = True
+
+    def __init__(self, script: list[object]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = script
+        self.asked: list[dict[str, object]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ModelServer
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._send("application/json", json.dumps({"data": [{"id": "tiny-1"}, {"id": "tiny-2"}]}))
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.asked.append(asked)
+        place = sum(1 for message in asked["messages"] if message["role"] == "assistant")
+        reply = self.server.script[place]
+        calls = reply if isinstance(reply, list) else []
+        delta: dict[str, object] = {"role": "assistant", "content": None if calls else reply}
+        if calls:
+            delta["tool_calls"] = [
+                {"index": i, "id": f"c{i}", "type": "function", "function": {"name": n, "arguments": json.dumps(a)}}
+                for i, (n, a) in enumerate(calls)
+            ]
+        common = {"id": "r", "object": "chat.completion.chunk", "created": 1, "model": asked["model"]}
+        chunks = [
+            {**common, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]},
+            {**common, "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}]},
+            {**common, "choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}},
+        ]
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        self._send("text/event-stream", body)
+
+    def _send(self, kind: str, body: str) -> None:
+        data = body.encode()
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., ModelServer]]:
+    servers: list[ModelServer] = []
+
+    def make(*script: object) -> ModelServer:
+        server = ModelServer(list(script))
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "answer.txt").write_text("The answer is 42.\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# -- the first minute ---------------------------------------------------------------------------
+
+
+def test_demo_answers_in_plain_lines_and_says_what_is_recorded() -> None:
+    done = harness("demo", "--fast")
+    assert done.returncode == 0, done.stderr
+    assert "recording of Qwen2.5-Coder-1.5B-Instruct" in done.stdout
+    assert "tools run for real" in done.stdout
+    assert "no space left on device" in done.stdout  # read from the real file
+    assert "answer: The nightly export" in done.stdout
+    assert "unpriced" in done.stdout
+    assert "$0" not in done.stdout
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout)
+
+
+def test_demo_as_json_lines() -> None:
+    done = harness("demo", "--fast", "--json", "--run-id", "mine")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0
+    assert events[0]["type"] == "STARTED"
+    assert events[-1]["type"] == "TASK_DONE"
+    assert all(set(e) == {"type", "run_id", "agent_id", "seq", "timestamp", "payload"} for e in events)
+    assert {e["run_id"] for e in events} == {"mine"}
+    assert not any(e["type"] == "TOKEN" for e in events)
+
+    shown = [json.loads(line) for line in harness("show", "mine", "--json").stdout.splitlines()]
+    assert shown == events
+
+    (listed,) = [json.loads(line) for line in harness("runs", "--json").stdout.splitlines()]
+    assert (listed["run_id"], listed["status"], listed["agent_id"]) == ("mine", "finished", "reader")
+
+
+def test_tokens_are_shown_on_request() -> None:
+    events = [json.loads(line) for line in harness("demo", "--fast", "--json", "--tokens").stdout.splitlines()]
+    text = "".join(e["payload"]["text"] for e in events if e["type"] == "TOKEN")
+    assert "The nightly export of 14 March failed" in text
+
+
+def test_runs_and_show_print_a_finished_run_and_resume_prints_its_answer() -> None:
+    harness("demo", "--fast", "--run-id", "seen")
+    assert re.search(r"^seen +finished +reader +\d+ s +Why did", harness("runs").stdout, re.MULTILINE)
+    shown = harness("show", "seen:reader")
+    assert shown.returncode == 0
+    for part in ("run seen:reader", "finished", "[2] list_files", "tokens in", "answer: The nightly", "4 steps"):
+        assert part in shown.stdout
+    again = harness("resume", "seen")
+    assert (again.returncode, again.stdout.strip()) == (0, shown.stdout.split("answer: ")[1].splitlines()[0])
+
+
+def test_run_finds_a_local_server_and_its_first_model(serve: Callable[..., ModelServer], project: Path) -> None:
+    server = serve([("read_file", {"path": "answer.txt"})], "It is 42.")
+    done = harness("run", "What is the answer?", "--protocol", "native", OPENAI_BASE_URL=server.url)
+    assert done.returncode == 0, done.stderr
+    assert f"tiny-1 at {server.url} (native protocol)" in done.stdout
+    assert "The answer is 42." in done.stdout
+    assert "answer: It is 42." in done.stdout
+    assert server.asked[0]["model"] == "tiny-1"
+
+
+def test_a_local_server_is_asked_in_text_by_default(serve: Callable[..., ModelServer], project: Path) -> None:
+    step = {"thought": "I know.", "action": "finish", "answer": "It is 42.", "confidence": 0.9}
+    server = serve(json.dumps(step))
+    done = harness("run", "What is the answer?", "--llm", f"{server.url}#named")
+    assert "(text protocol)" in done.stdout
+    assert server.asked[0]["model"] == "named"
+    assert "tools" not in server.asked[0]
+
+
+def test_without_any_model_the_three_ways_are_named() -> None:
+    done = harness("run", "anything")
+    assert done.returncode == 2
+    for part in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "--llm", "harness demo"):
+        assert part in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_server_that_does_not_answer_is_named() -> None:
+    done = harness("run", "anything", "--llm", "http://127.0.0.1:9/v1")
+    assert done.returncode == 1
+    assert "no model server answers at 'http://127.0.0.1:9/v1'" in done.stderr
+
+
+def test_importing_the_library_leaves_the_command_line_alone() -> None:
+    code = "import sys, harness, harness.runtime; sys.exit(any(m.startswith(('harness.cli', 'cyclopts', 'rich')) for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- interrupted --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_run_and_names_the_resume_command(number: int) -> None:
+    process = start("demo", "--tokens")
+    read_until(process, "run ")
+    code, err, took = interrupt(process, number)
+    assert (code, err.count(HINT), err.count("Resume: ")) == (130, 1, 1), err
+    assert took < 2
+    done = harness("resume", key_in(err), "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    assert (events[0]["type"], events[-1]["type"]) == ("RESUMED", "TASK_DONE")
+
+
+TOOLS = """
+import asyncio, pathlib, time
+
+def mark() -> None:
+    pathlib.Path("at-work").touch()
+
+def sync_block() -> str:
+    "Block a thread."
+    mark(); time.sleep(60); return "late"
+
+async def loop_block() -> str:
+    "Block the event loop."
+    mark(); time.sleep(60); return "late"
+
+async def deaf() -> str:
+    "Ignore being cancelled."
+    mark()
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+calls = pathlib.Path("calls")
+
+def send(text: str) -> str:
+    "Send a text."
+    with calls.open("a") as file:
+        file.write(text + "\\n")
+    return "sent"
+"""
+
+
+def stuck(project: Path, tool: str) -> None:
+    (project / "mytools.py").write_text(TOOLS)
+    (project / "harness.toml").write_text(f'[agents.worker]\nprompt = "Work."\ntools = ["mytools:{tool}"]\n')
+    assert harness("trust").returncode == 0
+
+
+def wait_for(path: Path, seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("tool", ["sync_block", "loop_block", "deaf"])
+def test_a_tool_that_will_not_stop_does_not_keep_the_process(
+    tool: str, serve: Callable[..., ModelServer], project: Path
+) -> None:
+    stuck(project, tool)
+    server = serve([(tool, {})], "done")
+    process = start("run", "work", "--llm", server.url, "--protocol", "native")
+    wait_for(project / "at-work")
+    code, err, took = interrupt(process)
+    assert (code, err.count(HINT), err.count("Resume: ")) == (130, 1, 1), err
+    assert took < 2.2  # two seconds, and what a busy machine adds
+    assert harness("show", key_in(err)).returncode == 0
+
+
+def test_a_second_interrupt_ends_the_process_at_once(serve: Callable[..., ModelServer], project: Path) -> None:
+    stuck(project, "deaf")
+    process = start("run", "work", "--llm", serve([("deaf", {})]).url, "--protocol", "native")
+    wait_for(project / "at-work")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    code, err, took = interrupt(process)
+    assert (code, err.count(HINT)) == (130, 1), err
+    assert took < 1
+
+
+def test_killed_and_resumed_pays_no_call_twice_and_runs_no_tool_twice(
+    serve: Callable[..., ModelServer], project: Path
+) -> None:
+    (project / "mytools.py").write_text(TOOLS)
+    (project / "harness.toml").write_text('[agents.worker]\ntools = ["mytools:send", "mytools:sync_block"]\n')
+    harness("trust")
+    server = serve([("send", {"text": "one"})], [("sync_block", {})], "All done.")
+    process = start("run", "work", "--llm", server.url, "--protocol", "native", "--run-id", "killed")
+    wait_for(project / "at-work")
+    process.kill()
+    process.communicate()
+    assert re.search(r"^killed +interrupted", harness("runs").stdout, re.MULTILINE)
+    paid = len(server.asked)
+    done = harness("resume")  # the only unfinished run
+    assert done.returncode == 0, done.stderr
+    assert "answer: All done." in done.stdout
+    assert "unknown" in done.stdout  # the tool in doubt was not run again
+    assert (project / "calls").read_text() == "one\n"
+    assert (paid, len(server.asked)) == (2, 3)
+
+
+def test_a_reader_that_goes_away_stops_the_run_without_a_traceback() -> None:
+    process = start("demo")
+    read_until(process, "run ")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=10) == 130
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+    assert err.count(HINT) == 1
+
+
+# -- resumed, forked, limited -------------------------------------------------------------------
+
+
+def interrupted(run_id: str) -> None:
+    process = start("demo", "--run-id", run_id)
+    read_until(process, "run ")
+    process.kill()
+    process.communicate()
+
+
+def test_which_run_a_resume_without_a_key_means() -> None:
+    none = harness("resume")
+    assert (none.returncode, "no unfinished run" in none.stderr) == (2, True)
+    interrupted("first")
+    interrupted("second")
+    both = harness("resume")
+    assert both.returncode == 2
+    assert "2 runs are unfinished" in both.stderr
+    assert "first" in both.stderr
+    assert "second" in both.stderr
+    assert "run second" in harness("show", "second").stdout
+    last = harness("resume", "--last", "--json")
+    assert json.loads(last.stdout.splitlines()[-1])["run_id"] == "second"
+    assert harness("resume").returncode == 0  # one is left
+
+
+def test_a_run_of_a_script_names_the_script(project: Path) -> None:
+    (project / "job.py").write_text(
+        "import asyncio, os\n"
+        "from harness import AgentConfig, AgentRuntime\n"
+        "from harness.testing import ScriptedLLM\n"
+        "runtime = AgentRuntime(llm=ScriptedLLM(lambda request: os._exit(9)), agents=[AgentConfig('a')])\n"
+        "asyncio.run(runtime.run_agent('a', 'work', run_id='scripted'))\n"
+    )
+    subprocess.run([sys.executable, "job.py", "--fast"], check=False, timeout=30)
+    done = harness("resume", "scripted")
+    assert done.returncode == 2
+    assert f"cd {project} && python job.py --fast --resume scripted" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_fork_has_its_own_key_and_goes_on() -> None:
+    harness("demo", "--fast", "--run-id", "whole")
+    done = harness("fork", "whole", "--at", "3")
+    key, line = done.stdout.splitlines()
+    assert line == f"Resume: harness resume {key}"
+    went = harness("resume", key)
+    assert went.returncode == 0
+    assert "[3]" in went.stdout
+    assert "[2]" not in went.stdout
+    assert "forked from whole at step 3" in harness("show", key).stdout
+    beyond = harness("fork", "whole", "--at", "9")
+    assert (beyond.returncode, "steps 1 to 4" in beyond.stderr) == (2, True)
+
+
+def test_a_spent_budget_is_exit_code_4_and_more_of_it_goes_on() -> None:
+    spent = harness("demo", "--fast", "--max-seconds", "0", "--run-id", "poor")
+    assert spent.returncode == 4
+    assert "max_wall_time_seconds=0 is over" in spent.stderr
+    assert "harness resume poor:reader --max-seconds MORE" in spent.stderr
+    assert harness("resume", "poor").returncode == 4
+    assert harness("resume", "poor", "--max-seconds", "60").returncode == 0
+
+
+def test_a_run_that_fails_is_exit_code_1_and_is_resumed() -> None:
+    failed = harness("demo", "--fast", "--max-steps", "1", "--run-id", "short")
+    assert failed.returncode == 1
+    assert "Run failed: no answer within max_steps=1" in failed.stderr
+    assert harness("resume", "short", "--max-steps", "9").returncode == 0
+
+
+def test_a_resume_says_what_changed(serve: Callable[..., ModelServer], project: Path) -> None:
+    server = serve("")
+    failed = harness("run", "goal", "--llm", f"{server.url}#old", "--protocol", "native", "--run-id", "r")
+    assert failed.returncode == 1
+    other = serve("", "", "", "", "yes")
+    done = harness("resume", "r", "--llm", f"{other.url}#new", "--json")
+    warnings = [e["payload"]["text"] for e in map(json.loads, done.stdout.splitlines()) if e["type"] == "WARNING"]
+    assert any("the llm (" in text and "old -> " in text for text in warnings), done.stdout
+
+
+# -- wrong words --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["frobnicate"], 'Unknown command "frobnicate"'),
+        (["run", "hi", "--folde", "."], "--folder"),
+        (["run", "hi", "--max-cost", "much"], "--max-cost"),
+        (["run"], "GOAL"),
+        (["run", " "], "say what to do"),
+        (["run", "hi", "--agent", "raeder"], "unknown agent 'raeder'; did you mean 'reader'?"),
+        (["run", "hi", "--folder", "/nowhere"], "/nowhere"),
+        (["run", "hi", "--config", "missing.toml"], "missing.toml"),
+        (["run", "hi", "--llm", "ftp://x"], "must look like http://"),
+        (["show", "nope"], "No checkpoint found for key='nope'"),
+        (["resume", "nope"], "No checkpoint found for key='nope'"),
+        (["fork", "nope"], "No checkpoint found for key='nope'"),
+        (["resume", "nope", "--last"], "not both"),
+        (["runs", "--limit", "0"], "--limit"),
+        (["trust", "nowhere.toml"], "nowhere.toml"),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_and_exit_code_2(words: list[str], said: str, in_process: InProcess) -> None:
+    code, out, err = in_process(*words)
+    assert (code, out) == (2, ""), err
+    assert said in err
+    assert err.startswith("harness: ")
+    assert "Traceback" not in err
+
+
+InProcess = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    """Run a command in this process: enough where it starts no run."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        from harness.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["harness", *words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def test_a_run_id_of_another_goal_is_refused() -> None:
+    harness("demo", "--fast", "--run-id", "taken")
+    done = harness("run", "another", "--llm", "http://127.0.0.1:9/v1#m", "--run-id", "taken")
+    assert (done.returncode, "'taken' names a run with another goal" in done.stderr) == (2, True)
+
+
+def test_a_state_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    done = harness("demo", "--fast", HARNESS_HOME=str(file))
+    assert done.returncode == 1
+    assert str(file) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    sick = harness("doctor", HARNESS_HOME=str(file))
+    assert sick.returncode == 1
+    assert "BAD state" in sick.stdout
+
+
+def test_doctor_is_content_with_a_good_installation(in_process: InProcess) -> None:
+    harness("demo", "--fast")
+    code, out, _ = in_process("doctor")
+    assert code == 0, out
+    assert [line[4:].split()[0] for line in out.splitlines()] == ["python", "state", "store", "llm", "extras", "terminal"]
+    assert "journal_mode=wal" in out
+    assert "1 finished" in out
+
+
+def test_a_store_that_is_no_store_is_one_sentence(_own_state: Path) -> None:
+    _own_state.mkdir(parents=True)
+    (_own_state / "runs.db").write_bytes(b"not a database " * 500)
+    for words in (("runs",), ("show", "x"), ("demo", "--fast"), ("resume",)):
+        done = harness(*words)
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1), done.stderr
+        assert "runs.db" in done.stderr
+
+
+# -- a real terminal ----------------------------------------------------------------------------
+
+
+class Terminal:
+    """A pseudo-terminal with a command on it."""
+
+    def __init__(self, *words: str, **env: str) -> None:
+        self.screen = pyte.Screen(100, 50)
+        self.raw = b""
+        self._stream = pyte.ByteStream(self.screen)
+        self.pid, self._fd = pty.fork()
+        if self.pid == 0:
+            size = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "50"}
+            os.execve(sys.executable, [*HARNESS, *words], {**os.environ, **size, **env})
+
+    def read_until(self, done: Callable[[], bool], seconds: float = 20) -> None:
+        until = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < until, self.text
+            if not select.select([self._fd], [], [], 0.1)[0]:
+                continue
+            try:
+                data = os.read(self._fd, 65536)
+            except OSError:
+                return
+            if not data:
+                return
+            self.raw += data
+            self._stream.feed(data)
+
+    def end(self) -> int:
+        self.read_until(lambda: False)
+        os.close(self._fd)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._fd, keys)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line.rstrip() for line in self.screen.display).strip()
+
+
+def test_the_live_tree() -> None:
+    terminal = Terminal("demo")
+    terminal.read_until(lambda: "Ctrl-C pauses" in terminal.text and "├─ 1" in terminal.text)
+    assert re.search(r"· unpriced · \d+\.\d s · \w{12}", terminal.text), terminal.text
+    terminal.press(b"\x03")
+    code = terminal.end()
+    assert code == 130
+    assert "Ctrl-C pauses" not in terminal.text  # the footer is gone
+    assert terminal.text.count(HINT) == 1
+    assert not terminal.screen.cursor.hidden
+
+    resumed = Terminal("resume", key_in(terminal.text), "--tokens")
+    assert resumed.end() == 0
+    assert "╰─ The nightly export of 14 March failed" in resumed.text
+    assert "confidence" in resumed.text
+    assert re.search(rb"\x1b\[[0-9;]*3[0-7]m", resumed.raw)  # colour
+
+
+def test_no_color_is_honoured_and_a_dumb_terminal_gets_plain_lines() -> None:
+    terminal = Terminal("demo", "--fast", NO_COLOR="1")
+    assert terminal.end() == 0
+    assert not re.search(rb"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7])m", terminal.raw)
+    dumb = Terminal("demo", "--fast", TERM="dumb")
+    assert dumb.end() == 0
+    assert b"\x1b" not in dumb.raw
+    assert "answer: The nightly" in dumb.text
+
+
+def test_what_a_model_and_a_file_say_cannot_reach_the_terminal_raw(
+    serve: Callable[..., ModelServer], project: Path
+) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\u202egnp\u200b\x9b31m[bold]x[/bold]\r"
+    (project / "evil.txt").write_text(evil)
+    server = serve([("read_file", {"path": "evil.txt"})], f"It says {evil}!")
+    terminal = Terminal("run", f"Read {evil}", "--llm", server.url, "--protocol", "native")
+    assert terminal.end() == 0, terminal.text
+    assert b"\x1b]0;" not in terminal.raw
+    assert b"\x1b[2J" not in terminal.raw
+    for char in ("\u202e", "\u200b", "\x9b"):
+        assert char.encode() not in terminal.raw
+    assert terminal.text.count(r"\x1b]0;owned\x07") >= 3  # goal, result, answer
+    assert "[bold]x[/bold]" in terminal.text
