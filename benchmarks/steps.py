@@ -6,7 +6,7 @@ depend on it. What the rows mean stands in README.md beside this file.
 
     python benchmarks/steps.py                 all of it
     python benchmarks/steps.py memory resume   some of it
-    python benchmarks/steps.py --profile react the functions a run spends its time in
+    python benchmarks/steps.py --profile       the functions a run in memory spends its time in
 """
 
 from __future__ import annotations
@@ -324,7 +324,9 @@ def heading(text: str) -> None:
     print(f"\n{text}", flush=True)
 
 
-def row(name: str, our: float, beside: float | None, unit: str, *, target: str = "", reached: bool | None = None) -> None:
+def row(
+    name: str, our: float, beside: float | None, unit: str, *, target: str = "", reached: bool | None = None
+) -> None:
     """Print a figure, the bare one, the ratio, the target and whether it is reached."""
     theirs = f"{beside:>10.2f} {our / beside:>7.2f}x" if beside else f"{'':>10} {'':>8}"
     verdict = "" if reached is None else ("reached" if reached else "NOT REACHED")
@@ -355,7 +357,8 @@ def memory(_folder: Folder) -> None:
         row(f"CPU per step, {steps} steps", *per_step[steps], "us", **judged)
         row(f"wall per step, {steps} steps", us(mine.wall, steps), us(other.wall, steps), "us")
     growth = per_step[800][0] / per_step[50][0]
-    row("growth, 800 steps over 50", growth, per_step[800][1] / per_step[50][1], "", target="<= 1.1", reached=growth <= 1.1)
+    bare_growth = per_step[800][1] / per_step[50][1]
+    row("growth, 800 steps over 50", growth, bare_growth, "", target="<= 1.1", reached=growth <= 1.1)
 
 
 def durable(folder: Folder) -> None:
@@ -376,16 +379,30 @@ def durable(folder: Folder) -> None:
         row(f"wall per step, {steps} steps", us(mine.wall, steps), us(other.wall, steps), "us")
         row(f"CPU per step over a bare commit's, {steps}", us(mine.cpu, steps), us(commits.cpu, steps), "us")
     growth = per_step[800][0] / per_step[50][0]
-    row("growth, 800 steps over 50", growth, per_step[800][1] / per_step[50][1], "", target="<= 1.2", reached=growth <= 1.2)
-    for steps in (50, 800):
-        with counting() as mine_wrote:
-            durable_ours(folder, steps)
-        with counting() as other_wrote:
-            durable_bare(folder, steps)
-        kilobytes = mine_wrote.bytes / steps / 1000
-        fsyncs = mine_wrote.fsyncs / steps
-        row(f"written per step, {steps} steps", kilobytes, other_wrote.bytes / steps / 1000, "kB", target="<= 10 kB", reached=kilobytes <= 10)
-        row(f"fsyncs per step, {steps} steps", fsyncs, other_wrote.fsyncs / steps, "", target="<= 2", reached=round(fsyncs, 1) <= 2)
+    bare_growth = per_step[800][1] / per_step[50][1]
+    row("growth, 800 steps over 50", growth, bare_growth, "", target="<= 1.2", reached=growth <= 1.2)
+    wrote = {steps: (disk(durable_ours, folder, steps), disk(durable_bare, folder, steps)) for steps in (50, 800)}
+    for steps, (mine, other) in wrote.items():
+        written = mine.bytes / steps / 1000
+        row(
+            f"written per step, {steps} steps", written, other.bytes / steps / 1000, "kB",
+            target="<= 10 kB", reached=written <= 10,
+        )  # fmt: skip
+    # Beginning and ending a run take a few more, which are no step's.
+    (mine_50, other_50), (mine_800, other_800) = wrote[50], wrote[800]
+    fsyncs = (mine_800.fsyncs - mine_50.fsyncs) / 750
+    row(
+        "fsyncs per step more", fsyncs, (other_800.fsyncs - other_50.fsyncs) / 750, "",
+        target="<= 2", reached=fsyncs <= 2.01,
+    )  # fmt: skip
+    row("fsyncs of a run besides", mine_50.fsyncs - 50 * fsyncs, None, "")
+
+
+def disk(work: Callable[[Folder, int], Cost], folder: Folder, steps: int) -> Counters:
+    """Count what a run of some steps writes and syncs."""
+    with counting() as counters:
+        work(folder, steps)
+    return counters
 
 
 def durable_ours(folder: Folder, steps: int) -> Cost:
@@ -457,10 +474,16 @@ def many(_folder: Folder) -> None:
         wired = runtime(llm, MemoryCheckpointStore(), steps)
         return measure(lambda: together(RUNS, lambda: ours_quiet(wired)))
 
-    mine, other = alternate(3, mine_once, lambda: measure(lambda: together(RUNS, lambda: bare(steps, on_step=yield_once))))
+    def other_once() -> Cost:
+        return measure(lambda: together(RUNS, lambda: bare(steps, on_step=yield_once)))
+
+    mine, other = alternate(3, mine_once, other_once)
     total = RUNS * steps / 1000
     ratio = other.cpu / mine.cpu
-    row("steps per second of CPU", total / mine.cpu, total / other.cpu, "thousand", target=">= 60 k, or 0.39x bare", reached=ratio >= 0.39 or total / mine.cpu >= 60)
+    row(
+        "steps per second of CPU", total / mine.cpu, total / other.cpu, "thousand",
+        target=">= 60 k, or 0.39x bare", reached=ratio >= 0.39 or total / mine.cpu >= 60,
+    )  # fmt: skip
     row("CPU per step", us(mine.cpu, RUNS * steps), us(other.cpu, RUNS * steps), "us")
     held, bare_held = (float(child("memory-of-runs", kind)) for kind in ("ours", "bare"))
     row("memory per live run, after its first step", held, bare_held, "kB", target="<= 12 kB", reached=held <= 12)
@@ -517,7 +540,8 @@ def tokens(_folder: Folder) -> None:
 
     mine, other = alternate(7, lambda: measure(mine_once), lambda: measure(other_once))
     count = words * (steps + 1)
-    row("CPU per token", us(mine.cpu, count), us(other.cpu, count), "us", target="<= 0.5 us", reached=us(mine.cpu, count) <= 0.5)
+    our = us(mine.cpu, count)
+    row("CPU per token", our, us(other.cpu, count), "us", target="<= 0.5 us", reached=our <= 0.5)
 
 
 def importing(_folder: Folder) -> None:
@@ -683,7 +707,8 @@ CHILDREN = {
 
 def child(name: str, argument: str) -> str:
     """Run one of ``CHILDREN`` in a new process and return what it printed."""
-    done = subprocess.run([sys.executable, *os.environ.get("SHIM","").split(), __file__, "--child", name, argument], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, __file__, "--child", name, argument]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, KILLED):
         raise SystemExit(f"{name} {argument} failed with code {done.returncode}")
     return done.stdout.strip()

@@ -89,7 +89,8 @@ class Driver:
 
     def clock(self) -> float:
         """Return how many seconds the run has been driven, over all epochs."""
-        return int((time.monotonic() - self._active_since) * 10_000) / 10_000
+        # Rounded up: an outcome that came because the wall-clock limit was over must not fold to a moment before it.
+        return int((time.monotonic() - self._active_since) * 10_000 + 1) / 10_000
 
     async def drive(self, opening: Sequence[Record] = ()) -> None:
         """Drive the run until it is over or failed.
@@ -209,13 +210,13 @@ class Driver:
         self.bench.log.publish(records, at)
 
     async def _perform(self, step: Step, watchdog: Watchdog) -> Record | None:
-        # A type is compared here, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
+        # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
         if type(step) is LLMStarted:
             return await call_llm(self.bench, self.state.scopes[step.scope], step, watchdog)
         if type(step) is ToolStarted:
             return await call_tool(self.bench, self.state.scopes[step.scope], step, watchdog)
         if isinstance(step, Pause):
-            await asyncio.sleep(step.seconds)
+            await asyncio.sleep(max(0.0, min(step.seconds, self.bench.wall_end - self._loop.time())))
             scope = self.state.scopes[step.scope]
             scope.pausing, scope.waited = False, True
         return None

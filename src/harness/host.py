@@ -65,8 +65,15 @@ def script_origin() -> Origin:
             next(rest, None)
         elif not word.startswith("--resume="):
             words.append(word)
-    script = sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c") else "<script>"
-    return Origin("script", ("python", script, *words), os.getcwd())
+    return Origin("script", ("python", *_main_program(), *words), os.getcwd())
+
+
+def _main_program() -> tuple[str, ...]:
+    """Return what stands between ``python`` and the program's own words: a file, or ``-m`` and a module."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None and spec.name:
+        return ("-m", spec.name.removesuffix(".__main__"))
+    return (sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c") else "<script>",)
 
 
 def resume_command(origin: Origin | None, key: str) -> str:

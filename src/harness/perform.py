@@ -88,6 +88,10 @@ async def call_llm(
     bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
 ) -> LLMFinished | LLMFailed:
     """Make one model call and return what came of it."""
+    if asyncio.get_running_loop().time() >= bench.wall_end:
+        return LLMFailed(
+            start.step, bench.clock(), "the wall-clock limit is over", True, start.scope, start.attempt, start.purpose
+        )
     request = build_request(bench, scope, start)
     log = bench.log
     response: LLMResponse | None = None

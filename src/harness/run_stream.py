@@ -88,8 +88,7 @@ class RunStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        cut = kind is not None and issubclass(kind, (asyncio.CancelledError, KeyboardInterrupt, SystemExit))
-        await self._close(cut=cut)
+        await self._close(cut=kind is not None and not issubclass(kind, GeneratorExit))
 
     def __aiter__(self) -> Self:
         return self

@@ -18,12 +18,11 @@ MAX_BACKLOG = 64
 
 
 class _Joined:
-    """Tokens that wait for a viewer, joined; ``place`` entries come before them."""
+    """Tokens that wait for a viewer, joined."""
 
-    __slots__ = ("place", "reasoning", "texts")
+    __slots__ = ("reasoning", "texts")
 
-    def __init__(self, place: int, text: str, reasoning: bool) -> None:
-        self.place = place
+    def __init__(self, text: str, reasoning: bool) -> None:
         self.texts = [text]
         self.reasoning = reasoning
 
@@ -50,25 +49,25 @@ class Viewer:
         self._waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
-        """Tell the viewer that there is something new."""
+        """Tell the viewer that there is something new. Tokens after it are not joined to those before it."""
+        self._joining = None
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def delta(self, text: str, reasoning: bool) -> None:
         """Take a piece of a reply."""
-        place = len(self._log.entries)
         last = self._joining
-        if last is not None and last.place == place and last.reasoning == reasoning:
+        if last is not None and last.reasoning == reasoning:
             last.texts.append(text)
             return
-        self._joining = _Joined(place, text, reasoning)
-        self._backlog.append((place, self._joining))
+        joined = _Joined(text, reasoning)
+        self._backlog.append((len(self._log.entries), joined))
         self.wake()
+        self._joining = joined
 
     def ephemeral(self, event: Event) -> None:
         """Take an event that is no record."""
-        self._joining = None
         self._backlog.append((len(self._log.entries), event))
         self.wake()
 

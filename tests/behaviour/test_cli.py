@@ -233,7 +233,7 @@ def test_importing_the_library_leaves_the_command_line_alone() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_the_run_and_names_the_resume_command(number: int) -> None:
     process = start("demo", "--tokens")
-    read_until(process, "run ")
+    read_until(process, "-- run ")
     code, err, took = interrupt(process, number)
     assert (code, err.count(HINT), err.count("Resume: ")) == (130, 1, 1), err
     assert took < 2
@@ -337,7 +337,7 @@ def test_killed_and_resumed_pays_no_call_twice_and_runs_no_tool_twice(
 
 def test_a_reader_that_goes_away_stops_the_run_without_a_traceback() -> None:
     process = start("demo")
-    read_until(process, "run ")
+    read_until(process, "-- run ")
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
@@ -353,7 +353,7 @@ def test_a_reader_that_goes_away_stops_the_run_without_a_traceback() -> None:
 
 def interrupted(run_id: str) -> None:
     process = start("demo", "--run-id", run_id)
-    read_until(process, "run ")
+    read_until(process, "-- run ")
     process.kill()
     process.communicate()
 

@@ -178,11 +178,13 @@ async def test_a_tool_that_ignores_its_cancellation_is_abandoned(
 
     other = RecordingTool("other", tmp_path / "fx.log")
     llm = ScriptedLLM([[call("other"), call("hang")], "On I go."])
-    result = await wire(store, llm, hang, other).run_agent("a", GOAL)
+    try:
+        result = await wire(store, llm, hang, other).run_agent("a", GOAL)
+    finally:
+        hangs.let_go.set()
     assert result.answer == "On I go."
     assert [(r.tool, r.status) for r in results(result)] == [("other", "ok"), ("hang", status)]
     assert len(other.effects()) == 1
-    hangs.let_go.set()
     await asyncio.sleep(0.01)
     # What the abandoned call comes to is not written any more.
     assert isinstance([e async for e in store.read(result.run_id)][-1].record, RunFinished)
