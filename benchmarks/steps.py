@@ -28,6 +28,8 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import apsw
@@ -39,6 +41,7 @@ from harness.checkpoint.memory import MemoryCheckpointStore
 from harness.checkpoint.sqlite import SQLiteCheckpointStore
 from harness.llm.base import LLMDelta, LLMRequest, LLMResponse, ResponseDone, TextDelta
 from harness.messages import Text, ToolCall
+from harness.result import RunResult
 from harness.tools import tool
 
 LENGTHS = (10, 50, 200, 800)
@@ -154,7 +157,8 @@ async def bare(
         calls = [part for part in response.parts if isinstance(part, ToolCall)]
         messages.append({"role": "assistant", "content": response.parts})
         if not calls:
-            assert response.parts == (Text(ANSWER),) and len(messages) == 2 * steps + 2
+            assert response.parts == (Text(ANSWER),)
+            assert len(messages) == 2 * steps + 2
             return
         todo = [functions[call.name](**json.loads(call.arguments)) for call in calls]
         results = [await todo[0]] if len(todo) == 1 else await asyncio.gather(*todo)
@@ -166,9 +170,7 @@ async def bare(
 
 def runtime(llm: ZeroLLM, store: CheckpointStore, steps: int) -> AgentRuntime:
     """Wire a runtime with every check on and no limit in the way."""
-    agent = AgentConfig(
-        "worker", max_steps=steps + 1, working_memory_max_tokens=10_000_000, max_parallel_tools=32
-    )
+    agent = AgentConfig("worker", max_steps=steps + 1, working_memory_max_tokens=10_000_000, max_parallel_tools=32)
     limits = GuardrailConfig(
         max_total_cost_usd=1_000,
         max_wall_time_seconds=100_000,
@@ -189,14 +191,20 @@ async def ours(steps: int, wired: AgentRuntime) -> None:
     async with wired.run_agent_stream("worker", GOAL) as stream:
         async for _ in stream:
             events += 1
-    assert stream.result is not None and stream.result.success and stream.result.answer == ANSWER, stream.result
+    check(stream.result)
     assert events == 3 * steps + 3  # THOUGHT, ACTION and OBSERVATION; STARTED, the last THOUGHT and TASK_DONE
 
 
 async def ours_quiet(wired: AgentRuntime) -> None:
     """Run without a viewer."""
-    result = await wired.run_agent("worker", GOAL)
-    assert result.success and result.answer == ANSWER, result
+    check(await wired.run_agent("worker", GOAL))
+
+
+def check(result: RunResult | None) -> None:
+    """Make sure that the work was done: only then its time means something."""
+    assert result is not None
+    assert result.success, result
+    assert result.answer == ANSWER, result
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------
@@ -259,16 +267,16 @@ class CountingVFS(apsw.VFS):
         self._counters = counters
         super().__init__("counting", "unix", makedefault=True)
 
-    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:
+    def xOpen(self, name: str | apsw.URIFilename | None, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - apsw names it
         """Open a file that counts."""
         counters = self._counters
 
         class CountingFile(apsw.VFSFile):
-            def xWrite(self, data: bytes, offset: int) -> None:
+            def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802 - apsw names it
                 counters.bytes += len(data)
                 super().xWrite(data, offset)
 
-            def xSync(self, flags: int) -> None:
+            def xSync(self, flags: int) -> None:  # noqa: N802 - apsw names it
                 counters.fsyncs += 1
                 super().xSync(flags)
 
@@ -348,8 +356,8 @@ def memory(_folder: Folder) -> None:
         rounds = 7 if steps > 50 else 25
         mine, other = alternate(
             rounds,
-            lambda: measure_ours(steps, MemoryCheckpointStore()),
-            lambda: measure(lambda: bare(steps)),
+            partial(memory_ours, steps),
+            partial(measure, partial(bare, steps)),
         )
         per_step[steps] = us(mine.cpu, steps), us(other.cpu, steps)
         ratio = per_step[steps][0] / per_step[steps][1]
@@ -361,6 +369,10 @@ def memory(_folder: Folder) -> None:
     row("growth, 800 steps over 50", growth, bare_growth, "", target="<= 1.1", reached=growth <= 1.1)
 
 
+def memory_ours(steps: int) -> Cost:
+    return measure_ours(steps, MemoryCheckpointStore())
+
+
 def durable(folder: Folder) -> None:
     heading("W2  one durable step: a commit with fsync before and after each call (bare: one commit a step)")
     columns()
@@ -368,9 +380,9 @@ def durable(folder: Folder) -> None:
     for steps in LENGTHS:
         mine, other, commits = alternate(
             3 if steps > 50 else 9,
-            lambda: durable_ours(folder, steps),
-            lambda: durable_bare(folder, steps),
-            lambda: bare_commits(folder, steps),
+            partial(durable_ours, folder, steps),
+            partial(durable_bare, folder, steps),
+            partial(bare_commits, folder, steps),
         )
         per_step[steps] = us(mine.cpu, steps), us(other.cpu, steps)
         ratio = per_step[steps][0] / per_step[steps][1]
@@ -443,7 +455,7 @@ def parallel(_folder: Folder) -> None:
             times.append(time.perf_counter())
 
         measure(lambda: run(note))
-        return statistics.median(1e3 * (b - a) - 5 for a, b in zip(times, times[1:], strict=False))
+        return statistics.median(1e3 * (b - a) - 5 for a, b in pairwise(times))
 
     def mine_once(note: Callable[[int], Awaitable[None]]) -> Coroutine[None, None, None]:
         return ours_quiet(runtime(ZeroLLM(100, width=20, on_step=note), MemoryCheckpointStore(), 100))
@@ -531,7 +543,7 @@ def tokens(_folder: Folder) -> None:
         async with wired.run_agent_stream("worker", GOAL, tokens=True) as stream:
             async for _ in stream:
                 pass
-        assert stream.result is not None and stream.result.answer == ANSWER
+        check(stream.result)
 
     async def other_once() -> None:
         for _ in range(steps + 1):
@@ -610,8 +622,7 @@ def resume(path: str) -> None:
         began = time.perf_counter()
         store = SQLiteCheckpointStore(path)
         resumed = runtime(ZeroLLM(RESUMED_AT + 1, on_step=note), store, RESUMED_AT + 1)
-        result = await resumed.resume("killed")
-        assert result.success and result.answer == ANSWER, result
+        check(await resumed.resume("killed"))
         assert [place for place, _ in calls] == [RESUMED_AT, RESUMED_AT + 1], calls
         await store.close()
         return 1e3 * (calls[0][1] - began)

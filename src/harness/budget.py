@@ -10,7 +10,7 @@ MICRO = 1_000_000
 """Micro-dollars in a dollar."""
 
 
-class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Tokens and money of one or more language model calls.
 
     Attributes:
@@ -87,7 +87,7 @@ class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(f"GuardrailConfig.{name} must be zero or more, not {value!r}")
 
 
-class Spent(msgspec.Struct):
+class Spent(msgspec.Struct, gc=False):
     """What a run has used so far. Grown in place by the fold.
 
     Attributes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 from harness.checkpoint.base import Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
@@ -119,11 +119,12 @@ class Driver:
     def _open(self, opening: Sequence[Record]) -> None:
         for record in opening:
             self._note(record)
-        if any(scope.llm for scope in self.state.scopes.values()):
+        cut = [scope.llm for scope in self.state.scopes.values() if scope.llm]
+        if cut:
             self.bench.log.discard("the model call was cut when its process ended")
         self._note(DriverStarted(VERSION, self.state.epoch + 1, self.owner.process))
         if self._abandoned:
-            self._settle_abandoned()
+            self._settle_abandoned(cut)
 
     async def _loop_until_over(self, watchdog: Watchdog) -> None:
         state = self.state
@@ -156,14 +157,14 @@ class Driver:
             settled = True
             for scope in tuple(state.scopes.values()):
                 for step in strategy(scope, state, config):
-                    if isinstance(step, (LLMStarted, ToolStarted)):
-                        self._note(step)
-                        starts.append(step)
-                    elif isinstance(step, Pause):
+                    if type(step) is Pause:
                         scope.pausing = True
                         starts.append(step)
+                        continue
+                    self._note(step)
+                    if type(step) is LLMStarted or type(step) is ToolStarted:
+                        starts.append(step)
                     else:
-                        self._note(step)
                         settled = False
         return starts
 
@@ -209,17 +210,19 @@ class Driver:
         self._durable_seq += len(records)
         self.bench.log.publish(records, at)
 
-    async def _perform(self, step: Step, watchdog: Watchdog) -> Record | None:
+    def _perform(self, step: Step, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
         if type(step) is LLMStarted:
-            return await call_llm(self.bench, self.state.scopes[step.scope], step, watchdog)
+            return call_llm(self.bench, self.state.scopes[step.scope], step, watchdog)
         if type(step) is ToolStarted:
-            return await call_tool(self.bench, self.state.scopes[step.scope], step, watchdog)
-        if isinstance(step, Pause):
-            await asyncio.sleep(max(0.0, min(step.seconds, self.bench.wall_end - self._loop.time())))
-            scope = self.state.scopes[step.scope]
-            scope.pausing, scope.waited = False, True
-        return None
+            return call_tool(self.bench, self.state.scopes[step.scope], step, watchdog)
+        assert isinstance(step, Pause)  # nothing else is performed
+        return self._pause(step)
+
+    async def _pause(self, step: Pause) -> None:
+        await asyncio.sleep(max(0.0, min(step.seconds, self.bench.wall_end - self._loop.time())))
+        scope = self.state.scopes[step.scope]
+        scope.pausing, scope.waited = False, True
 
     async def _perform_beside(self, step: Step) -> Record | None:
         watchdog = Watchdog(self._give_up)
@@ -274,7 +277,7 @@ class Driver:
                 # The append that was cut may have been written after all; then these calls are in doubt, not lost.
                 logger.warning("run %r: the last outcomes could not be written: %s", self.state.run_id, error)
 
-    def _settle_abandoned(self) -> None:
+    def _settle_abandoned(self, model_calls: Sequence[LLMStarted]) -> None:
         """Give calls that would not stop an outcome: they are in doubt, and running them again would hang again."""
         for scope in self.state.scopes.values():
             for index, call in enumerate(scope.calls):
@@ -289,9 +292,19 @@ class Driver:
                             scope.step, index, call.call.name, status, text, self.clock(), scope.scope, tokens=count
                         )
                     )
-            if scope.phase == "model":
-                error = "the model call did not stop when it was cancelled and was abandoned"
-                self._note(LLMFailed(scope.step + 1, self.clock(), error, transient=False, scope=scope.scope))
+        for start in model_calls:
+            error = "the model call did not stop when it was cancelled and was abandoned"
+            self._note(
+                LLMFailed(
+                    start.step,
+                    self.clock(),
+                    error,
+                    transient=False,
+                    scope=start.scope,
+                    attempt=start.attempt,
+                    purpose=start.purpose,
+                )
+            )
 
     def _give_up(self) -> None:
         if not self.stuck.done():

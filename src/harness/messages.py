@@ -14,7 +14,7 @@ JSON: TypeAlias = "str | int | float | bool | list[JSON] | dict[str, JSON] | Non
 Role: TypeAlias = Literal["system", "user", "assistant", "tool"]
 
 
-class Text(msgspec.Struct, frozen=True, tag="text"):
+class Text(msgspec.Struct, frozen=True, gc=False, tag="text"):
     """A piece of plain text.
 
     >>> Text("hello").text
@@ -24,7 +24,7 @@ class Text(msgspec.Struct, frozen=True, tag="text"):
     text: str
 
 
-class Image(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
+class Image(msgspec.Struct, frozen=True, gc=False, tag="image", omit_defaults=True):
     """An image, by address or by content.
 
     Attributes:
@@ -39,7 +39,7 @@ class Image(msgspec.Struct, frozen=True, tag="image", omit_defaults=True):
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class Reasoning(msgspec.Struct, frozen=True, tag="reasoning", omit_defaults=True):
+class Reasoning(msgspec.Struct, frozen=True, gc=False, tag="reasoning", omit_defaults=True):
     """What a model thought before it answered, kept apart from its text.
 
     Attributes:
@@ -54,7 +54,7 @@ class Reasoning(msgspec.Struct, frozen=True, tag="reasoning", omit_defaults=True
     provider_data: dict[str, object] | None = None
 
 
-class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
+class ToolCall(msgspec.Struct, frozen=True, gc=False, tag="tool_call"):
     """One tool call a model asked for.
 
     Attributes:
@@ -71,7 +71,7 @@ class ToolCall(msgspec.Struct, frozen=True, tag="tool_call"):
     arguments: str
 
 
-class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", omit_defaults=True):
+class ToolResult(msgspec.Struct, frozen=True, gc=False, tag="tool_result", omit_defaults=True):
     """The result of one tool call, as the model sees it.
 
     Attributes:
@@ -93,7 +93,7 @@ class ToolResult(msgspec.Struct, frozen=True, tag="tool_result", omit_defaults=T
 Part: TypeAlias = Text | Image | Reasoning | ToolCall | ToolResult
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+class Message(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One message of a conversation.
 
     Attributes:

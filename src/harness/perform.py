@@ -7,10 +7,10 @@ outcome; our own cancellation, told apart by the watchdog and ``task.cancelling(
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from harness import working_memory
 from harness.agent import AgentConfig
@@ -236,7 +236,6 @@ async def call_tool(
             return await _reconcile(bench, scope, index, call, tool, args, context)
         output = await tool(args, context)
         watchdog.stop()
-        return await _success(bench, scope, index, call, output, "ok")
     except asyncio.CancelledError:
         if watchdog.caught():
             return await _late(bench, scope, start, call, tool, args, context)
@@ -252,21 +251,13 @@ async def call_tool(
     except BaseException as error:
         watchdog.stop()
         return _finished(bench, scope, index, call, "error", f"{type(error).__name__}: {error}")
+    # Outside of the above: a store that cannot keep the result is not the tool's error.
+    return await _success(bench, scope, index, call, output, "ok")
 
 
 def _context(bench: Workbench, start: ToolStarted, deadline: float) -> ToolContext[object]:
     call_id = f"{start.scope}/{start.step}/{start.index}"
-
-    def progress(text: str) -> None:
-        bench.log.progress(start.tool, text)
-
-    return ToolContext(bench.run_id, call_id, idempotency_key(bench.run_id, call_id), bench.deps, deadline, progress)
-
-
-def idempotency_key(run_id: str, call_id: str) -> str:
-    """Return the key of one call: the same for every attempt, process and machine."""
-    name = f"{run_id}\0{call_id}".encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(name, digest_size=16).hexdigest()
+    return ToolContext(bench.run_id, call_id, bench.deps, deadline, partial(bench.log.progress, start.tool))
 
 
 async def _late(

@@ -4,6 +4,8 @@ Rules of evolution: a field never changes its type, a tag is never used for some
 raises ``VERSION``, and a journal of a higher version is refused by name. New fields have defaults, so that every
 release reads every older journal.
 
+Records and what they hold are trees, so the garbage collector need not look at them (``gc=False``).
+
 Calls are addressed by name: scope, step and position. An outcome's ``clock_s`` is the number of seconds during which
 the run had been driven when it came, on a clock that does not jump.
 """
@@ -44,7 +46,7 @@ ToolStatus: TypeAlias = Literal[
 FailureReason: TypeAlias = Literal["llm", "budget", "max_steps", "no_progress", "malformed", "length", "refused"]
 
 
-class ProcessId(msgspec.Struct, frozen=True, omit_defaults=True):
+class ProcessId(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A process that cannot be mistaken for a later one with the same number.
 
     Attributes:
@@ -60,7 +62,7 @@ class ProcessId(msgspec.Struct, frozen=True, omit_defaults=True):
     start_time: str
 
 
-class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+class Origin(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """How a run came to be, so that a person can be told how to go on with it.
 
     Attributes:
@@ -76,7 +78,7 @@ class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     settings: dict[str, str] = {}
 
 
-class Fingerprints(msgspec.Struct, frozen=True, omit_defaults=True):
+class Fingerprints(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Short digests of what a run was configured with.
 
     Attributes:
@@ -92,7 +94,7 @@ class Fingerprints(msgspec.Struct, frozen=True, omit_defaults=True):
     tools: dict[str, str] = {}
 
 
-class ForkPoint(msgspec.Struct, frozen=True):
+class ForkPoint(msgspec.Struct, frozen=True, gc=False):
     """Where a forked run was copied from.
 
     Attributes:
@@ -106,7 +108,7 @@ class ForkPoint(msgspec.Struct, frozen=True):
     copied: int
 
 
-class RunStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class RunStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """The first record of every run."""
 
     version: int
@@ -119,7 +121,7 @@ class RunStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     forked_from: ForkPoint | None = None
 
 
-class DriverStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """A driver took the run. Calls started in an older epoch without an outcome are in doubt from here on."""
 
     version: int
@@ -127,14 +129,14 @@ class DriverStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     process: ProcessId
 
 
-class ConfigDiffers(msgspec.Struct, frozen=True, tag=True):
+class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A resume found a configuration other than the last one, and goes on with the new one."""
 
     changes: tuple[str, ...]
     fingerprints: Fingerprints
 
 
-class LLMStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """A model call is about to be sent.
 
     The request is a pure projection of the journal before this record and of the configuration, so this record's
@@ -153,7 +155,7 @@ class LLMStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     upto: int = 0
 
 
-class LLMFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """A model call was answered. What it cost is in the same record.
 
     Attributes:
@@ -178,7 +180,7 @@ class LLMFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     tokens: int = 0
 
 
-class LLMFailed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """A model call ended without a reply that can be used.
 
     Attributes:
@@ -198,7 +200,7 @@ class LLMFailed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     usage: Usage = Usage()
 
 
-class ToolStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """A tool is about to run (or, with ``reconcile``, to be asked what became of an earlier start)."""
 
     step: int
@@ -210,7 +212,7 @@ class ToolStarted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     reconcile: bool = False
 
 
-class ToolNotDone(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class ToolNotDone(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """A tool's ``reconcile`` says that the lost call had no effect: it may be run."""
 
     step: int
@@ -219,7 +221,7 @@ class ToolNotDone(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     scope: str = ""
 
 
-class Cut(msgspec.Struct, frozen=True):
+class Cut(msgspec.Struct, frozen=True, gc=False):
     """What was left out of a text for the model.
 
     Attributes:
@@ -231,7 +233,7 @@ class Cut(msgspec.Struct, frozen=True):
     blob: str
 
 
-class ToolFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class ToolFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """A tool call has its result.
 
     Attributes:
@@ -253,7 +255,7 @@ class ToolFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     tokens: int = 0
 
 
-class Noted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class Noted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """The harness tells the model something: its reply was malformed, cut, or brings nothing new."""
 
     step: int
@@ -263,7 +265,7 @@ class Noted(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     tokens: int = 0
 
 
-class Dropped(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class Dropped(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """The summary and the messages before ``upto`` are shown to the model no more: summarising made too little room."""
 
     step: int
@@ -271,7 +273,7 @@ class Dropped(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     scope: str = ""
 
 
-class RunFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class RunFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """The run has its answer. Final."""
 
     answer: str
@@ -280,7 +282,7 @@ class RunFinished(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     spent: Spent
 
 
-class RunFailed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class RunFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """The run stopped without an answer. Resuming it goes on after Reopened.
 
     Attributes:
@@ -294,7 +296,7 @@ class RunFailed(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     answer: str = ""
 
 
-class RunCancelled(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class RunCancelled(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
     """Somebody ended the run. Final."""
 
     reason: str
@@ -302,7 +304,7 @@ class RunCancelled(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     spent: Spent
 
 
-class Reopened(msgspec.Struct, frozen=True, tag=True):
+class Reopened(msgspec.Struct, frozen=True, gc=False, tag=True):
     """A failed run goes on: limits on steps and attempts count from here."""
 
     reason: str
@@ -327,7 +329,7 @@ Record: TypeAlias = (
 )
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One record in its place.
 
     Attributes:

@@ -95,6 +95,8 @@ class RunStream:
 
     async def __anext__(self) -> Event:
         viewer = self._viewer or await self._open()
+        if viewer.ready:
+            return viewer.ready.popleft()
         try:
             event = await viewer.next()
         except asyncio.CancelledError:

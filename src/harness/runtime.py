@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -18,7 +18,18 @@ from harness.errors import ConfigChanged, ConfigError, OwnershipLost, RunIdTaken
 from harness.fork import fork_records
 from harness.keys import join_key, new_run_id, split_key
 from harness.llm import as_llm
-from harness.records import VERSION, ConfigDiffers, Entry, Origin, Record, Reopened, RunStarted, ToolFinished
+from harness.records import (
+    VERSION,
+    ConfigDiffers,
+    Entry,
+    Origin,
+    Record,
+    Reopened,
+    RunCancelled,
+    RunFinished,
+    RunStarted,
+    ToolFinished,
+)
 from harness.registry import AgentRegistry, ToolRegistry, differences
 from harness.result import RunResult
 from harness.run_stream import OverRun, Run, RunStream
@@ -266,14 +277,14 @@ class AgentRuntime:
             entries = [entry async for entry in self.store.read(run_id)]
             if not entries:
                 raise RunNotFound(key)
-            state = fold(run_id, entries)
-            agent_id = state.started.agent_id if state.started else ""
+            first, last = entries[0].record, entries[-1].record
+            agent_id = first.agent_id if isinstance(first, RunStarted) else ""
             if rest and rest != [agent_id]:
                 raise RunNotFound(key)
-            if state.over is not None:
-                return OverRun(state, entries)
+            if isinstance(last, (RunFinished, RunCancelled)):
+                return OverRun(fold(run_id, entries), entries)
             agent = self.agent_registry.get(agent_id)
-            return await self._open(run_id, agent, None, self.store, strict=strict, announce=announce)
+            return await self._open(run_id, agent, None, self.store, known=entries, strict=strict, announce=announce)
 
     async def _open(
         self,
@@ -282,6 +293,7 @@ class AgentRuntime:
         goal: str | None,
         store: CheckpointStore,
         *,
+        known: Sequence[Entry] = (),
         strict: bool | None = None,
         announce: bool = False,
     ) -> Run:
@@ -292,7 +304,8 @@ class AgentRuntime:
         claimed_at = lease_clock()
         owner = await store.claim(run_id, self._process, lease_s=self._lease_s)
         try:
-            entries = [entry async for entry in store.read(run_id)]
+            # Whoever owned the run before may have gone on since ``known`` was read.
+            entries = [*known, *[entry async for entry in store.read(run_id, after=len(known))]]
             self._check_same(entries, run_id, agent, goal)
             state = fold(run_id, entries)
             if state.over is not None:

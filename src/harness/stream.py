@@ -34,9 +34,12 @@ class Viewer:
         log: the run's log.
         cursor: how many entries to skip.
         tokens: whether to show TOKEN events.
+
+    Attributes:
+        ready: events that can be shown at once; ``next`` looks here first.
     """
 
-    __slots__ = ("_backlog", "_cursor", "_events", "_joining", "_log", "_waiter", "tokens")
+    __slots__ = ("_backlog", "_cursor", "_joining", "_log", "_waiter", "ready", "tokens")
 
     def __init__(self, log: RunLog, cursor: int, *, tokens: bool) -> None:
         self._log = log
@@ -45,7 +48,7 @@ class Viewer:
         # (number of entries that come before, what to show)
         self._backlog: deque[tuple[int, _Joined | Event]] = deque(maxlen=MAX_BACKLOG)
         self._joining: _Joined | None = None  # the last item of the backlog, as long as tokens may be added to it
-        self._events: deque[Event] = deque()
+        self.ready: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
     def wake(self) -> None:
@@ -73,7 +76,7 @@ class Viewer:
 
     async def next(self) -> Event | None:
         """Return the next event, waiting for it; None when the run's stream has ended and all was shown."""
-        events, log = self._events, self._log
+        events, log = self.ready, self._log
         while not events:
             if self._backlog and self._backlog[0][0] <= self._cursor:
                 return self._show(*self._backlog.popleft())
@@ -130,10 +133,7 @@ class RunLog:
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
         entries, run_id = self.entries, self.run_id
-        seq = len(entries)
-        for record in records:
-            seq += 1
-            entries.append(Entry(run_id, seq, at, record))
+        entries += [Entry(run_id, seq, at, record) for seq, record in enumerate(records, len(entries) + 1)]
         for viewer in self._viewers:
             viewer.wake()
 

@@ -132,6 +132,20 @@ async def test_an_append_whose_acknowledgement_is_lost(store: CheckpointStore, t
     assert len(mail.effects()) == 1
 
 
+async def test_a_store_that_cannot_keep_a_large_result_is_not_the_tools_error(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    def refuse(when: str, _data: bytes) -> None:
+        raise CheckpointError("the disk is full")
+
+    mail = RecordingTool("mail", tmp_path / "fx.log", result="x" * 50_000)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        await wire(CrashingStore(store, on_blob=refuse), calling("mail"), mail).run_agent("a", GOAL, run_id="r")
+    result = await wire(store, calling("mail"), mail).resume("r")
+    assert (result.answer, results(result)[0].status) == ("Done.", "unknown")
+    assert len(mail.effects()) == 1
+
+
 async def test_another_writer_stops_a_run(tmp_path: Path) -> None:
     """A store whose journal grew by somebody else's hand: the run stops, and says so."""
 
@@ -294,8 +308,7 @@ async def test_a_once_tool_left_to_a_thread_is_not_run_again_while_the_thread_li
 
     result = await wire(store, calling("send"), send).run_agent("a", GOAL)
     gate.set()
-    while not log.exists():
-        await asyncio.sleep(0.01)
+    await settled(log.exists)
     await asyncio.sleep(0.02)
     assert results(result)[0].status == "unknown"
     assert not [entry for entry in result.trace if isinstance(entry.record, ToolNotDone)]
@@ -364,11 +377,11 @@ async def test_an_abandoned_stream_warns_and_stops(store: CheckpointStore) -> No
 
     async def look() -> None:
         async for _ in runtime.run_agent_stream("a", GOAL, run_id="r"):
-            return
+            break
+        gc.collect()
 
     with pytest.warns(ResourceWarning, match="'r' was left without being closed"):
         await look()
-        gc.collect()
     await settled(lambda: asyncio.all_tasks() == before)
     assert (await wire(store, ScriptedLLM(["Hello."])).resume("r")).answer == "Hello."
 

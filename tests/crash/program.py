@@ -2,10 +2,12 @@
 
     python program.py FOLDER ENTRY TOOL
 
-ENTRY is ``agent`` or ``stream``, or ``no-auto-resume``; TOOL is ``quick``, ``blocks`` or ``stubborn``.
+ENTRY is ``agent`` or ``stream``, or ``no-auto-resume``; TOOL is ``quick``, ``blocks``, ``stubborn`` or
+``unstoppable``.
 """
 
 import asyncio
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -43,13 +45,21 @@ async def stubborn(n: int) -> str:
     return "worn down"
 
 
+@tool(effect="read")
+async def unstoppable(n: int) -> str:
+    """Ignore being cancelled for good."""
+    while True:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+
 def make_runtime() -> AgentRuntime:
     steps = [[call("log", n=n), call(KIND, n=n)] for n in range(8)]
     model = ScriptedLLM([*steps, "All is done."], delay_s=0.01)
     return AgentRuntime(
         llm=MeteredLLM(model, FOLDER / "llm.log"),
         agents=[AgentConfig("a", max_stale_steps=9)],
-        tools=[RecordingTool("log", FOLDER / "effects.log", delay_s=0.005), quick, blocks, stubborn],
+        tools=[RecordingTool("log", FOLDER / "effects.log", delay_s=0.005), quick, blocks, stubborn, unstoppable],
         checkpoint_store=SQLiteCheckpointStore(FOLDER / "runs.db"),
         auto_resume=ENTRY != "no-auto-resume",
     )

@@ -14,7 +14,7 @@ import pytest
 from harness.errors import ConfigError, ToolError
 from harness.tools import InvalidArguments, ToolContext, file_tools
 
-CONTEXT: ToolContext[object] = ToolContext("run", "0/0", "key", None)
+CONTEXT: ToolContext[object] = ToolContext("run", "0/0", None)
 SECRET = "top secret line"
 
 Run = Callable[..., Awaitable[str]]

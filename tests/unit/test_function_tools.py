@@ -41,7 +41,7 @@ from harness.tools import (
     tool,
 )
 
-CONTEXT: ToolContext[object] = ToolContext("run", "0/0", "key-1", {"user": "ada"})
+CONTEXT: ToolContext[object] = ToolContext("run", "0/0", {"user": "ada"})
 
 
 async def call(thing: object, arguments: str = "{}") -> ToolOutput:
@@ -224,7 +224,7 @@ async def test_the_context_is_injected_by_type_and_hidden() -> None:
     def optional(a: int, c: ToolContext[object] | None = None) -> str:
         return f"{a} {c.idempotency_key if c else None}"
 
-    for function, expected in ((plain, "1 run"), (typed, "1 ada"), (optional, "1 key-1")):
+    for function, expected in ((plain, "1 run"), (typed, "1 ada"), (optional, f"1 {CONTEXT.idempotency_key}")):
         made = as_tool(function)
         properties = made.spec.schema["properties"]
         assert isinstance(properties, dict)
@@ -871,7 +871,7 @@ async def test_reconcile() -> None:
     assert not isinstance(plain, Reconciles)
     assert not plain.spec.reconciles
     for function, expected in (
-        (found, ToolOutput('{"key":"key-1"}')),
+        (found, ToolOutput(f'{{"key":"{CONTEXT.idempotency_key}"}}')),
         (not_done, NotDone()),
         (unknown, Unknown()),
     ):

@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from harness.cli.main import main as run
+    from harness.cli.app import main as run
 
     run()

@@ -250,6 +250,10 @@ def _show(state: RunState, entries: list[Entry], screen: screens.Plain | Tree, s
             used = entry.record.usage
             price = "" if used.unpriced else f" · ${used.cost_usd:.4f}"
             screen.note(f"{used.input_tokens:,} tokens in, {used.output_tokens:,} out{price}")
+    if (copied := state.inherited.usage) and (copied.input_tokens or copied.output_tokens):
+        screen.note(
+            f"{copied.input_tokens + copied.output_tokens:,} tokens of the copied steps were spent before the fork"
+        )
     result = result_of(state, entries)
     if result is not None:
         screen.end(result)

@@ -23,6 +23,9 @@ from harness.errors import HarnessError
 EXTRAS = {"openai": "openai"}
 """What each extra of the package brings: a module that is there when the extra is."""
 
+SYNCED = (2, 3)
+"""SQLite's numbers for FULL and EXTRA: a commit that returned survives a power cut."""
+
 LEAST_PYTHON = (3, 11)
 
 
@@ -69,26 +72,22 @@ def _store() -> Finding:
     path = host.default_database()
     if not path.exists():
         return Finding(None, "no run was kept yet")
-    return Finding(True, asyncio.run(_examine_store(path)))
+    return asyncio.run(_examine_store(path))
 
 
-async def _examine_store(path: Path) -> str:
-    import apsw
-
+async def _examine_store(path: Path) -> Finding:
     from harness.checkpoint.sqlite import SQLiteCheckpointStore
 
     store = SQLiteCheckpointStore(path)
     try:
         counts = Counter([run.status async for run in store.runs(RunQuery())])
+        settings = await store.settings()
     finally:
         await store.close()
-    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no runs"
-    reader = apsw.Connection(f"file:{path}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
-    try:
-        mode = str(reader.pragma("journal_mode"))  # pyright: ignore[reportUnknownMemberType] - apsw's own annotation
-    finally:
-        reader.close()
-    return f"SQLite {apsw.sqlite_lib_version()}, journal_mode={mode}, {said}, {os.stat(path).st_size / 1e6:.1f} MB"
+    runs = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no runs"
+    durable = settings["journal_mode"] == "wal" and settings["synchronous"] in SYNCED
+    how = f"journal_mode={settings['journal_mode']} synchronous={settings['synchronous']}"
+    return Finding(durable, f"{how}, {runs}, {os.stat(path).st_size / 1e6:.1f} MB")
 
 
 def _llm() -> Finding:

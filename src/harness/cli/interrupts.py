@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
@@ -41,6 +40,7 @@ class Interrupts:
         self._on_first: Callable[[], object] | None = None
         self._on_last_words = on_last_words
         self._lock = threading.Lock()
+        self._gone = threading.Event()
 
     def on_first(self, stop: Callable[[], object]) -> None:
         """Say what stops the run; called from another thread, at once where the signal came before."""
@@ -51,7 +51,7 @@ class Interrupts:
             stop()
 
     def leave(self, code: int) -> None:
-        """Say that the run is done: end the process hard where something abandoned will not let it go."""
+        """Say that the run is done: end the process hard where something abandoned does not let the loop close."""
         self._end_later(code)
 
     def __enter__(self) -> Self:
@@ -59,7 +59,8 @@ class Interrupts:
         self._write.setblocking(False)
         self._old_fd = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
         self._old = {number: signal.signal(number, _noticed) for number in (signal.SIGINT, signal.SIGTERM)}
-        threading.Thread(target=self._watch, name="harness-signals", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="harness-signals", daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(
@@ -67,21 +68,19 @@ class Interrupts:
     ) -> None:
         if self.happened:
             return  # The watcher stays: a second SIGINT still ends the process, and so does the end of its patience.
+        self._gone.set()
         signal.set_wakeup_fd(self._old_fd)
         for number, handler in self._old.items():
             signal.signal(number, handler)
         self._write.close()
+        self._watcher.join()
 
     def _watch(self) -> None:
-        while data := self._received():
-            for number in data:
-                if number in (signal.SIGINT, signal.SIGTERM):
-                    self._signal(number)
-
-    def _received(self) -> bytes:
-        with contextlib.suppress(OSError):
-            return self._read.recv(64)
-        return b""
+        with self._read:
+            while numbers := self._read.recv(64):
+                for number in numbers:
+                    if number in (signal.SIGINT, signal.SIGTERM):
+                        self._signal(number)
 
     def _signal(self, number: int) -> None:
         with self._lock:
@@ -96,8 +95,8 @@ class Interrupts:
 
     def _end_later(self, code: int) -> None:
         def wait() -> None:
-            time.sleep(GRACE_S)
-            self._end(code)
+            if not self._gone.wait(GRACE_S):
+                self._end(code)
 
         threading.Thread(target=wait, name="harness-patience", daemon=True).start()
 

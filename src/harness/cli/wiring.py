@@ -27,9 +27,9 @@ FILES_WORD = "files"
 """What a harness.toml calls all the file tools together."""
 
 PROMPT = (
-    "You answer questions about the files of one folder. Look before you answer: list the files, read or search the "
-    "ones that matter, and rely on nothing but what you have read. Say which files your answer rests on. "
-    "If the files do not hold the answer, say so."
+    "You answer questions about the files of one folder. You do not know the names of its files: list them first, and "
+    "use each path exactly as it is listed. Then read or search the files that matter, and rely on nothing but what "
+    "you have read. In your answer say what you found and in which files. If the files do not hold the answer, say so."
 )
 
 READER = AgentConfig(
@@ -191,7 +191,7 @@ def _load(word: str, file: ConfigFile, agent: str) -> Tool:
     try:
         return as_tool(found)
     except ConfigError as error:
-        raise ConfigError(f"{at}: {error}") from error
+        raise ConfigError(f"{at}: the tool {word!r}: {error}") from error
 
 
 def _agent(name: str, table: AgentTable, file: ConfigFile, tools: tuple[str, ...]) -> AgentConfig:

@@ -15,7 +15,7 @@ from harness.records import FinishReason
 from harness.tools.base import ToolSpec
 
 
-class LLMRequest(msgspec.Struct, frozen=True):
+class LLMRequest(msgspec.Struct, frozen=True, gc=False):
     """Everything a model call needs.
 
     Attributes:
@@ -35,19 +35,19 @@ class LLMRequest(msgspec.Struct, frozen=True):
     response_schema: Mapping[str, JSON] | None = None
 
 
-class TextDelta(msgspec.Struct, frozen=True):
+class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """A piece of the reply's text, as it arrives."""
 
     text: str
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True):
+class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
     """A piece of the model's reasoning, as it arrives."""
 
     text: str
 
 
-class LLMResponse(msgspec.Struct, frozen=True, omit_defaults=True):
+class LLMResponse(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A whole reply.
 
     Attributes:
@@ -69,7 +69,7 @@ class LLMResponse(msgspec.Struct, frozen=True, omit_defaults=True):
     confidence: float | None = None
 
 
-class ResponseDone(msgspec.Struct, frozen=True):
+class ResponseDone(msgspec.Struct, frozen=True, gc=False):
     """The last item of every stream: the whole response."""
 
     response: LLMResponse

@@ -50,7 +50,7 @@ class OpenAILLM:
         request_timeout_seconds: seconds to wait for a connection, for the first byte and for each next one.
         cost_fn: given the tokens of a call, returns its price in dollars, or None where it does not know.
         tool_calls: ``native`` uses the protocol's tool calls. ``text`` has the model write its calls as JSON that the
-            server holds to a schema: for models and servers that are weak at native ones.
+            server holds to a schema, one call a step: for models and servers that are weak at native ones.
 
     Raises:
         MissingExtra: the ``openai`` package is not installed.
@@ -75,7 +75,7 @@ class OpenAILLM:
         self._chat = _ChatCompletions(
             model, _Clients(api_key=api_key, base_url=base_url, timeout_s=request_timeout_seconds), cost_fn
         )
-        self._llm: LLM = self._chat if tool_calls == "native" else TextReActLLM(self._chat)
+        self._llm: LLM = self._chat if tool_calls == "native" else TextReActLLM(self._chat, parallel_calls=False)
         self.name = model
         self.provider = self._chat.provider
 

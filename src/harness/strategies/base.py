@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 import msgspec
 
@@ -33,6 +33,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     count: TokenCounter = chars_over_four
 
 
+@final
 class Pause(msgspec.Struct, frozen=True):
     """Wait before the next attempt. Never journaled: after a crash the attempt is made at once.
 

@@ -13,7 +13,13 @@ from harness.testing.sweep import StoreFactory, SweepReport, Workload, sqlite_st
 
 KillSweep = Callable[..., SweepReport]
 
-_REPORTS = pytest.StashKey[list[SweepReport]]()
+_LINES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def say_at_end(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Print a line when all tests are through, whether or not output is captured."""
+    return pytestconfig.stash.setdefault(_LINES, []).append
 
 
 @pytest.fixture(scope="session")
@@ -24,9 +30,8 @@ def fork_servers() -> Iterator[list[ForkServer]]:
 
 
 @pytest.fixture
-def kill_sweep(pytestconfig: pytest.Config, tmp_path: Path, fork_servers: list[ForkServer]) -> KillSweep:
+def kill_sweep(say_at_end: Callable[[str], None], tmp_path: Path, fork_servers: list[ForkServer]) -> KillSweep:
     """Kill a workload at every point; see ``harness.testing.kill_sweep``. The counts are printed at the end."""
-    reports = pytestconfig.stash.setdefault(_REPORTS, [])
 
     def sweep_here(
         workload: Workload,
@@ -45,16 +50,16 @@ def kill_sweep(pytestconfig: pytest.Config, tmp_path: Path, fork_servers: list[F
             kill_again_every=kill_again_every,
             at_risk=at_risk,
         )
-        reports.append(report)
+        say_at_end(str(report))
         return report
 
     return sweep_here
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print what the sweeps counted."""
-    reports = config.stash.get(_REPORTS, None)
-    if reports:
-        terminalreporter.section("kill sweeps")
-        for report in reports:
-            terminalreporter.write_line(str(report))
+    """Print what was counted."""
+    lines = config.stash.get(_LINES, None)
+    if lines:
+        terminalreporter.section("counts")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -22,13 +22,13 @@ from harness.checkpoint.file import FileCheckpointStore
 from harness.checkpoint.sqlite import SQLiteCheckpointStore
 from harness.llm.base import LLM, LLMRequest
 from harness.messages import JSON
-from harness.perform import idempotency_key
 from harness.records import Effect, Entry, LLMFinished, RunFinished, ToolFinished, ToolStarted
 from harness.result import RunResult
 from harness.runtime import AgentRuntime
 from harness.testing.crashing import CrashingStore, KillPoints, MeteredLLM, read_lines
 from harness.testing.forkserver import Child, ForkServer, Say, address_of, at_address
 from harness.testing.scripted import RecordingTool, Reply, ScriptedLLM
+from harness.tools.base import idempotency_key
 
 StoreFactory: TypeAlias = Callable[[Path], CheckpointStore]
 """Opens a store in a folder: an importable function, since each process opens its own."""

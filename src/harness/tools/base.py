@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import msgspec
@@ -67,14 +67,18 @@ def _no_progress(_text: str) -> None:
     """Drop progress where nobody listens."""
 
 
-@dataclass(slots=True, frozen=True)
-class ToolContext(Generic[DepsT]):
+def idempotency_key(run_id: str, call_id: str) -> str:
+    """Return the key of one call: a digest of its name."""
+    name = f"{run_id}\0{call_id}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(name, digest_size=16).hexdigest()
+
+
+class ToolContext(msgspec.Struct, Generic[DepsT], frozen=True):
     """What a tool may know about its call. Injected by type, hidden from the model.
 
     Attributes:
         run_id: the run.
         call_id: the call's name within the run: scope, step and position.
-        idempotency_key: the same for every attempt at this call, on every machine.
         deps: the object given to the runtime as ``deps``.
         deadline: when the call will be cancelled, on the event loop's clock.
         progress: tells the viewers how far it is.
@@ -86,10 +90,14 @@ class ToolContext(Generic[DepsT]):
 
     run_id: str
     call_id: str
-    idempotency_key: str
     deps: DepsT
     deadline: float = float("inf")
-    progress: Callable[[str], None] = field(default=_no_progress)
+    progress: Callable[[str], None] = _no_progress
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every attempt at this call, in every process and on every machine; 32 characters."""
+        return idempotency_key(self.run_id, self.call_id)
 
 
 @runtime_checkable

@@ -130,6 +130,7 @@ def resume(
     /,
     *,
     last: Annotated[bool, Parameter(help="The most recent run that is not finished.", negative="")] = False,
+    fast: Annotated[bool, Parameter(help="Of a demo: leave out the recorded model's pauses.", negative="")] = False,
     model: Model = NO_MODEL,
     limits: Limits = NO_LIMITS,
     output: Output = NO_OUTPUT,
@@ -142,7 +143,7 @@ def resume(
     key
         The run's key. Without it and without --last, the only run that is not finished.
     """
-    flags = _choices(model, limits)
+    flags = msgspec.structs.replace(_choices(model, limits), fast=fast)
     return commands.resume(key, flags, last=last, output=_output(output), trust=trust.trust)
 
 

@@ -1,0 +1,105 @@
+"""The sweep itself can fail: it finds a harness that forgets, repeats or answers otherwise."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from harness import AgentConfig, AgentRuntime
+from harness.result import RunResult
+from harness.testing import ChildFailed, ForkServer, Lab, call
+from harness.testing.crashing import append_line, read_lines
+from harness.testing.forkserver import Say
+from harness.testing.plugin import KillSweep
+
+SCRIPT = [call("put", key="a"), call("mail", to="bob"), "Put and mailed."]
+
+
+async def run(lab: Lab, answer: str = "Put and mailed.") -> RunResult:
+    tools = [lab.tool("put", effect="idempotent"), lab.tool("mail")]
+    llm = lab.llm([*SCRIPT[:-1], answer])
+    runtime = AgentRuntime(llm=llm, agents=[AgentConfig("a")], tools=tools, checkpoint_store=lab.store)
+    return await lab.run(runtime, "a", "Put and mail.")
+
+
+async def forgets(lab: Lab) -> RunResult:
+    """Begin anew each time."""
+    shutil.rmtree(lab.folder / "store", ignore_errors=True)
+    return await run(lab)
+
+
+async def repeats(lab: Lab) -> RunResult:
+    """Repeat the last effect each time."""
+    for line in read_lines(lab.folder / "effects.log")[-1:]:
+        append_line(lab.folder / "effects.log", line)
+    return await run(lab)
+
+
+async def changes_its_answer(lab: Lab) -> RunResult:
+    return await run(lab, f"This is process {os.getpid()}.")
+
+
+async def loses_effects(lab: Lab) -> RunResult:
+    """Forget what the tools did."""
+    (lab.folder / "effects.log").unlink(missing_ok=True)
+    return await run(lab)
+
+
+async def fails(lab: Lab) -> RunResult:
+    raise RuntimeError("no runtime here")
+
+
+def test_a_workload_that_forgets_its_journal_pays_twice(kill_sweep: KillSweep) -> None:
+    report = kill_sweep(forgets)
+    assert min(report.paid_again, report.finished_again, report.once_twice) > 0
+    with pytest.raises(AssertionError, match=r"killed at point \d+ \(.*\): the recorded LLM call \w+ was paid again"):
+        report.check()
+
+
+def test_an_effect_that_is_repeated_is_found(kill_sweep: KillSweep) -> None:
+    report = kill_sweep(repeats)
+    assert report.paid_again == 0
+    assert min(report.finished_again, report.once_twice) > 0
+
+
+def test_another_answer_is_found(kill_sweep: KillSweep) -> None:
+    report = kill_sweep(changes_its_answer, kill_every=4)
+    assert report.answers_equal < report.recoveries
+    with pytest.raises(AssertionError, match="the answer is 'This is process"):
+        report.check()
+
+
+def test_an_effect_that_is_lost_is_found(kill_sweep: KillSweep) -> None:
+    with pytest.raises(AssertionError, match="is missing"):
+        kill_sweep(loses_effects).check()
+
+
+def test_a_workload_that_raises_says_so(kill_sweep: KillSweep) -> None:
+    with pytest.raises(ChildFailed, match="no runtime here"):
+        kill_sweep(fails)
+
+
+def test_a_workload_must_be_where_another_process_finds_it(kill_sweep: KillSweep) -> None:
+    async def local(lab: Lab) -> RunResult:
+        return await run(lab)
+
+    with pytest.raises(ValueError, match="define it at the top of a module"):
+        kill_sweep(local)
+
+
+def waits(say: Say) -> None:
+    say("here")
+    import time
+
+    time.sleep(60)
+
+
+def test_a_child_that_hangs_is_killed_and_said_to_hang() -> None:
+    with ForkServer() as server:
+        child = server.start(waits)
+        child.wait_for("here")
+        with pytest.raises(ChildFailed, match=r"did not end within 0\.05 s"):
+            child.wait(0.05)
+        assert child.killed
