@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +15,21 @@ from harness.result import RunResult
 from harness.testing import ChildFailed, ForkServer, Lab, call
 from harness.testing.crashing import append_line, read_lines
 from harness.testing.forkserver import Say
-from harness.testing.plugin import KillSweep
+from harness.testing.sweep import SweepReport, Workload
+from harness.testing.sweep import kill_sweep as sweep
 
+Sweep = Callable[..., SweepReport]
 SCRIPT = [call("put", key="a"), call("mail", to="bob"), "Put and mailed."]
+
+
+@pytest.fixture
+def kill_sweep(tmp_path: Path, fork_servers: list[ForkServer]) -> Sweep:
+    """The sweep without its line among the counts: these are meant to be bad."""
+
+    def sweep_here(workload: Workload, *, kill_every: int = 1) -> SweepReport:
+        return sweep(workload, folder=tmp_path, servers=fork_servers, kill_every=kill_every)
+
+    return sweep_here
 
 
 async def run(lab: Lab, answer: str = "Put and mailed.") -> RunResult:
@@ -51,37 +66,37 @@ async def fails(lab: Lab) -> RunResult:
     raise RuntimeError("no runtime here")
 
 
-def test_a_workload_that_forgets_its_journal_pays_twice(kill_sweep: KillSweep) -> None:
+def test_a_workload_that_forgets_its_journal_pays_twice(kill_sweep: Sweep) -> None:
     report = kill_sweep(forgets)
     assert min(report.paid_again, report.finished_again, report.once_twice) > 0
     with pytest.raises(AssertionError, match=r"killed at point \d+ \(.*\): the recorded LLM call \w+ was paid again"):
         report.check()
 
 
-def test_an_effect_that_is_repeated_is_found(kill_sweep: KillSweep) -> None:
+def test_an_effect_that_is_repeated_is_found(kill_sweep: Sweep) -> None:
     report = kill_sweep(repeats)
     assert report.paid_again == 0
     assert min(report.finished_again, report.once_twice) > 0
 
 
-def test_another_answer_is_found(kill_sweep: KillSweep) -> None:
+def test_another_answer_is_found(kill_sweep: Sweep) -> None:
     report = kill_sweep(changes_its_answer, kill_every=4)
     assert report.answers_equal < report.recoveries
     with pytest.raises(AssertionError, match="the answer is 'This is process"):
         report.check()
 
 
-def test_an_effect_that_is_lost_is_found(kill_sweep: KillSweep) -> None:
+def test_an_effect_that_is_lost_is_found(kill_sweep: Sweep) -> None:
     with pytest.raises(AssertionError, match="is missing"):
         kill_sweep(loses_effects).check()
 
 
-def test_a_workload_that_raises_says_so(kill_sweep: KillSweep) -> None:
+def test_a_workload_that_raises_says_so(kill_sweep: Sweep) -> None:
     with pytest.raises(ChildFailed, match="no runtime here"):
         kill_sweep(fails)
 
 
-def test_a_workload_must_be_where_another_process_finds_it(kill_sweep: KillSweep) -> None:
+def test_a_workload_must_be_where_another_process_finds_it(kill_sweep: Sweep) -> None:
     async def local(lab: Lab) -> RunResult:
         return await run(lab)
 
@@ -91,8 +106,6 @@ def test_a_workload_must_be_where_another_process_finds_it(kill_sweep: KillSweep
 
 def waits(say: Say) -> None:
     say("here")
-    import time
-
     time.sleep(60)
 
 

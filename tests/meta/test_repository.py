@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import subprocess
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MACHINE = re.compile(r"(?<![\w.~$}])/(?:root|home|Users|work|opt)/\w|\.\./shared|file:///\w")
+HERE = "|".join(re.escape(str(path)) for path in (ROOT, Path(pwd.getpwuid(os.getuid()).pw_dir)) if path != Path("/"))
+MACHINE = re.compile(rf"(?<![\w.~$}}])(?:/(?:root|work|opt)/\w|(?:{HERE})\b)|\.\./shared|file:///\w")
 PIN = re.compile(
     r"^([a-z0-9][\w.-]*)==([\w.]+)((?: ;[^\\\n]*)?) \\\n((?: +--hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
 )
@@ -35,7 +38,7 @@ def test_no_file_names_a_machine() -> None:
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("line", ["see /" + "root/x", "in /" + "home/me/x", '"/' + 'opt/pypi"', "../" + "shared/x"])
+@pytest.mark.parametrize("line", ["see /" + "root/x", f"in {ROOT}/x", '"/' + 'opt/pypi"', "../" + "shared/x"])
 def test_a_machine_path_would_be_found(line: str) -> None:
     assert MACHINE.search(line)
 

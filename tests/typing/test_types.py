@@ -41,7 +41,7 @@ def test_user_code_has_the_types_it_expects(tmp_path: Path) -> None:
     (tmp_path / "public_api.py").write_text((HERE / "public_api.py").read_text(encoding="utf-8"), encoding="utf-8")
     for number, document in enumerate([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]):
         for place, code in enumerate(PYTHON_BLOCK.findall(document.read_text(encoding="utf-8"))):
-            (tmp_path / f"doc_{number}_{place}.py").write_text(code, encoding="utf-8")
+            (tmp_path / f"doc_{number}_{place}.py").write_text(f"# pyright: standard\n{code}", encoding="utf-8")
     found = _pyright(tmp_path)
     assert not found, "\n".join(found)
 

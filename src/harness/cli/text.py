@@ -48,7 +48,8 @@ def shorten(text: str, lines: int, width: int) -> list[str]:
     every = safe(text).rstrip("\n").split("\n")
     shown = [line if len(line) <= width else line[: width - 1] + "…" for line in every[:lines]]
     if len(every) > lines:
-        shown.append(f"… {len(every) - lines} more lines")
+        more = len(every) - lines
+        shown.append(f"… {more} more line{'' if more == 1 else 's'}")
     return shown
 
 

@@ -27,9 +27,9 @@ FILES_WORD = "files"
 """What a harness.toml calls all the file tools together."""
 
 PROMPT = (
-    "You answer questions about the files of one folder. You do not know the names of its files: list them first, and "
-    "use each path exactly as it is listed. Then read or search the files that matter, and rely on nothing but what "
-    "you have read. In your answer say what you found and in which files. If the files do not hold the answer, say so."
+    "Answer the question about the files of one folder. Call list_files first: only the paths it lists exist. "
+    "Then read or search the files that matter. Rely on nothing but what you have read there, and say which files it "
+    "comes from. If the files do not hold the answer, say so."
 )
 
 READER = AgentConfig(

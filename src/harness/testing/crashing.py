@@ -134,6 +134,11 @@ class KillPoints:
 
     Attributes:
         reached: the names of the points so far.
+
+    >>> points = KillPoints()
+    >>> points.reach("before the effect")
+    >>> points.reached
+    ['before the effect']
     """
 
     def __init__(

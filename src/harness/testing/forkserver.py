@@ -48,6 +48,11 @@ class Child:
         result: what its job returned.
         error: the traceback of what it raised; empty where it did not.
         status: its exit code, or minus the signal that ended it; None while it runs.
+
+    >>> with ForkServer() as server:
+    ...     child = server.start(echo, [1, 2]).wait()
+    >>> child.result, child.status, child.killed
+    ([1, 2], 0, False)
     """
 
     def __init__(self, server: ForkServer, pid: int) -> None:

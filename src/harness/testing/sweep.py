@@ -59,6 +59,10 @@ class Lab:
         points: the same; give your own code ``lab.points.reach("name")`` to be killed there too.
         run_id: the run's id.
         store: the store, with a point before and after every append.
+
+    >>> lab = Lab(Path("."), file_store, KillPoints())
+    >>> lab.tool("book", effect="once").spec.name, lab.llm(["Booked."]).name
+    ('book', 'scripted')
     """
 
     run_id = RUN_ID
@@ -151,6 +155,10 @@ class SweepReport:
         finished_again: tools that had an effect again although their result was recorded.
         once_twice: calls of ``once`` tools that had their effect twice.
         violations: everything that is wrong, in words, with the point it happened at.
+
+    >>> report = SweepReport("trip", "sqlite", 3, 3, 3, 3, 0, 1, 0, 0, ())
+    >>> report.check().kills
+    3
     """
 
     workload: str

@@ -1,0 +1,382 @@
+"""What is particular to the SQLite store: its file, its errors, its threads and other processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+
+from harness.checkpoint import RunQuery, SQLiteCheckpointStore
+from harness.checkpoint.base import this_process
+from harness.checkpoint.local import file_system
+from harness.errors import CheckpointCorrupt, CheckpointError, OwnershipLost, RecordTooNew, StoreBusy
+from harness.testing.store_contract import journal, noted, started, summaries
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "runs.db"
+
+
+async def write_run(path: Path, run_id: str = "run", *, records: int = 3) -> None:
+    """Leave a run of some records in a closed file."""
+    store = SQLiteCheckpointStore(path)
+    owner = await store.claim(run_id, this_process())
+    await store.append(run_id, 0, [started()], owner=owner)
+    for seq in range(1, records):
+        await store.append(run_id, seq, [noted(seq)], owner=owner)
+    await store.release(owner)
+    await store.close()
+
+
+@contextmanager
+def sqlite(path: Path) -> Iterator[apsw.Connection]:
+    with closing(apsw.Connection(str(path))) as connection:
+        yield connection
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_the_file_and_its_log_are_private(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        store = SQLiteCheckpointStore(path)
+        owner = await store.claim("run", this_process())
+        await store.append("run", 0, [started()], owner=owner)
+    finally:
+        os.umask(before)
+    assert mode(path.parent) == 0o700
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == ["runs.db", "runs.db-shm", "runs.db-wal"]
+    assert {mode(file) for file in files} == {0o600}
+    await store.close()
+
+
+async def test_the_settings_that_make_a_commit_durable_are_read_back(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    settings = await store.settings()
+    await store.close()
+    assert (settings["journal_mode"], settings["synchronous"], settings["fullfsync"]) == ("wal", 2, 1)
+
+
+async def test_closing_leaves_one_whole_file(path: Path) -> None:
+    await write_run(path)
+    assert [file.name for file in path.parent.iterdir()] == ["runs.db"]
+    with sqlite(path) as connection:
+        assert connection.pragma("integrity_check") == "ok"
+
+
+async def test_a_path_is_a_file_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    await write_run(Path(":memory:"))
+    assert (tmp_path / ":memory:").stat().st_size > 0
+
+
+async def test_a_newer_file_is_refused_by_name(path: Path) -> None:
+    await write_run(path)
+    with sqlite(path) as connection:
+        connection.pragma("user_version", 99)
+    with pytest.raises(RecordTooNew, match=r"runs\.db.* 99.*upgrade"):
+        await SQLiteCheckpointStore(path).claim("run", this_process())
+
+
+async def test_a_newer_record_is_refused_by_name(path: Path) -> None:
+    await write_run(path)
+    with sqlite(path) as connection:
+        connection.execute("UPDATE journal SET records = CAST(replace(records, 'Noted', 'Later') AS BLOB)")
+    store = SQLiteCheckpointStore(path)
+    with pytest.raises(RecordTooNew, match="'Later'"):
+        await journal(store, "run")
+    await store.close()
+
+
+async def test_the_database_of_another_application_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "bookmarks.db"
+    with sqlite(path) as connection:
+        connection.execute("CREATE TABLE place (url TEXT); INSERT INTO place VALUES ('x')")
+    before = path.read_bytes()
+    with pytest.raises(CheckpointCorrupt, match=r"bookmarks\.db.*another application"):
+        await SQLiteCheckpointStore(path).claim("run", this_process())
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("dear diary, " * 1000)
+    with pytest.raises(CheckpointCorrupt, match=r"notes\.txt.*not a SQLite database"):
+        await journal(SQLiteCheckpointStore(path), "run")
+    assert path.read_text() == "dear diary, " * 1000
+
+
+async def test_damaged_pages_are_a_typed_error(path: Path) -> None:
+    await write_run(path, records=400)
+    data = bytearray(path.read_bytes())
+    for page in range(2048, len(data), 2048):
+        data[page : page + 100] = b"\xff" * 100
+    path.write_bytes(data)
+    store = SQLiteCheckpointStore(path)
+    with pytest.raises(CheckpointCorrupt, match=r"runs\.db"):
+        await journal(store, "run")
+    await store.close()
+
+
+@pytest.mark.parametrize("garbage", [b"", b"[", b"{}", b"\xff\xfe", b"[1]", b"[" * 100_000])
+async def test_damaged_records_are_a_typed_error(path: Path, garbage: bytes) -> None:
+    await write_run(path)
+    with sqlite(path) as connection:
+        connection.execute("UPDATE journal SET records = ? WHERE position & 0xffffffff = 2", (garbage,))
+    store = SQLiteCheckpointStore(path)
+    with pytest.raises(CheckpointCorrupt, match="run 'run'"):
+        await journal(store, "run")
+    await store.close()
+
+
+async def test_a_missing_record_is_noticed(path: Path) -> None:
+    await write_run(path, records=4)
+    with sqlite(path) as connection:
+        connection.execute("DELETE FROM journal WHERE position & 0xffffffff = 2")
+    store = SQLiteCheckpointStore(path)
+    with pytest.raises(CheckpointCorrupt, match="between 1 and 3"):
+        await journal(store, "run")
+    await store.close()
+
+
+async def test_places_that_cannot_hold_a_file_are_typed_errors(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.db").mkdir()
+    for path in (tmp_path / "file" / "runs.db", tmp_path / "file" / "a" / "runs.db", tmp_path / "folder.db"):
+        with pytest.raises(CheckpointError, match=path.name if path.name == "folder.db" else "file"):
+            await SQLiteCheckpointStore(path).claim("run", this_process())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+async def test_a_read_only_folder_is_a_typed_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(CheckpointError, match=r"runs\.db"):
+        await SQLiteCheckpointStore(tmp_path / "runs.db").claim("run", this_process())
+
+
+FILL = """
+import asyncio, resource, sys
+from harness.checkpoint import SQLiteCheckpointStore
+from harness.checkpoint.base import this_process
+from harness.errors import CheckpointError
+from harness.records import Noted
+
+async def main():
+    store = SQLiteCheckpointStore(sys.argv[1])
+    owner = await store.claim("run", this_process())
+    others = [await store.claim(f"other {number}", this_process()) for number in range(int(sys.argv[2]))]
+    await store.append("run", 0, [Noted(0, "malformed", "")], owner=owner)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    for seq in range(1, 1000):
+        try:
+            await store.append("run", seq, [Noted(seq, "malformed", "x" * 3000)], owner=owner)
+        except CheckpointError as error:
+            print(seq, error)
+            return
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_disk_without_room_loses_nothing_that_was_acknowledged(path: Path, others: int) -> None:
+    done = subprocess.run([sys.executable, "-c", FILL, path, str(others)], capture_output=True, text=True, check=True)
+    acknowledged, _, message = done.stdout.strip().partition(" ")
+    assert "runs.db" in message
+    store = SQLiteCheckpointStore(path)
+    assert len(await journal(store, "run")) == int(acknowledged)
+    owner = await store.claim("run", this_process())
+    await store.append("run", int(acknowledged), [noted(1)], owner=owner)
+    await store.close()
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_database_locked_by_another_ends_in_store_busy_and_nothing_written(path: Path, others: int) -> None:
+    store = SQLiteCheckpointStore(path, busy_timeout_s=0.05)
+    owner = await store.claim("run", this_process())
+    for number in range(others):
+        await store.claim(f"other {number}", this_process())
+    with sqlite(path) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreBusy, match=r"runs\.db"):
+            await store.append("run", 0, [started()], owner=owner)
+        with pytest.raises(StoreBusy):
+            await store.claim("new", this_process())
+        connection.execute("ROLLBACK")
+    assert await journal(store, "run") == []
+    await store.append("run", 0, [started()], owner=owner)
+    await store.close()
+
+
+async def test_waiting_for_a_lock_does_not_block_the_event_loop(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    owner = await store.claim("run", this_process())
+    with sqlite(path) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        append = asyncio.create_task(store.append("run", 0, [started()], owner=owner))
+        ticks = 0
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            await asyncio.sleep(0.001)
+            ticks += 1
+        assert ticks > 10
+        assert not append.done()
+        connection.execute("ROLLBACK")
+    await append
+    assert len(await journal(store, "run")) == 1
+    await store.close()
+
+
+DRIVE = """
+import asyncio, sys
+from harness.checkpoint import SQLiteCheckpointStore
+from harness.checkpoint.base import this_process
+from harness.records import Noted
+
+async def main():
+    store = SQLiteCheckpointStore(sys.argv[1])
+    print("ready", flush=True)
+    sys.stdin.readline()
+    owner = await store.claim(sys.argv[2], this_process())
+    for seq in range(50):
+        await store.append(sys.argv[2], seq, [Noted(seq, "malformed", sys.argv[2])], owner=owner)
+    await store.release(owner)
+    await store.close()
+asyncio.run(main())
+"""
+
+
+async def test_processes_that_open_a_new_file_at_once_all_append(path: Path) -> None:
+    names = [f"run {number}" for number in range(4)]
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVE, path, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for name in names
+    ]
+    for child in children:
+        assert child.stdout and child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        child.communicate()
+    assert [child.returncode for child in children] == [0] * 4
+    store = SQLiteCheckpointStore(path)
+    for name in names:
+        records = [entry.record for entry in await journal(store, name)]
+        assert records == [noted(seq, name) for seq in range(50)]
+    await store.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+async def test_a_forked_child_gets_a_connection_of_its_own(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    owner = await store.claim("parent", this_process())
+    await store.append("parent", 0, [started()], owner=owner)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            thread = threading.Thread(target=asyncio.run, args=(_drive(store, "child"),))
+            thread.start()  # the event loop of the parent is not the child's to use
+            thread.join()
+            status = 0
+        finally:
+            os._exit(status)
+    for seq in range(1, 100):
+        await store.append("parent", seq, [noted(seq)], owner=owner)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(await journal(store, "child")) == 100
+    assert len(await journal(store, "parent")) == 100
+    await store.close()
+    with sqlite(path) as connection:
+        assert connection.pragma("integrity_check") == "ok"
+
+
+async def _drive(store: SQLiteCheckpointStore, run_id: str) -> None:
+    owner = await store.claim(run_id, this_process())
+    await store.append(run_id, 0, [started()], owner=owner)
+    for seq in range(1, 100):
+        await store.append(run_id, seq, [noted(seq)], owner=owner)
+    await store.release(owner)
+    await store.close()
+
+
+def test_one_store_serves_event_loops_one_after_the_other_and_side_by_side(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    asyncio.run(_drive(store, "first"))
+    asyncio.run(_drive(store, "second"))
+    threads = [threading.Thread(target=asyncio.run, args=(_drive(store, f"{number}"),)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    async def lengths() -> list[int]:
+        return [len(await journal(store, run.run_id)) for run in await summaries(store, RunQuery())]
+
+    assert asyncio.run(lengths()) == [100] * 5
+    asyncio.run(store.close())
+
+
+async def test_a_file_that_was_removed_is_not_written_any_more(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    owner = await store.claim("run", this_process())
+    await store.append("run", 0, [started()], owner=owner)
+    for file in path.parent.iterdir():
+        file.unlink()
+    with pytest.raises(OwnershipLost):
+        await store.renew(owner)
+    await store.release(owner)
+    again = await store.claim("run", this_process())
+    await store.append("run", 0, [started()], owner=again)
+    await store.close()
+    assert len(await journal(SQLiteCheckpointStore(path), "run")) == 1
+
+
+async def test_a_large_value_does_not_make_the_next_step_larger(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    owner = await store.claim("run", this_process())
+    await store.append("run", 0, [noted(1, "x" * 1_000_000)], owner=owner)
+    log = path.with_name("runs.db-wal")
+    sizes = [log.stat().st_size]
+    for seq in range(1, 41):
+        await store.append("run", seq, [noted(seq, "x" * 450)], owner=owner)
+        sizes.append(log.stat().st_size)
+    assert (sizes[-1] - sizes[0]) / 40 < 5_000
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/runs.db", "ext4"),
+        ("/mnt/nas/runs.db", "nfs4"),
+        ("/mnt/nas2/runs.db", "ext4"),
+        ("/mnt/my disk/a/runs.db", "cifs"),
+        ("/mnt/nas/local/runs.db", "xfs"),
+        ("/over/runs.db", "nfs"),
+    ],
+)
+def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path: str, kind: str) -> None:
+    mounts = (
+        "/dev/sda / ext4 rw 0 0\nproc /proc proc rw 0 0\nnas:/a /mnt/nas nfs4 rw 0 0\n"
+        "//win/x /mnt/my\\040disk cifs rw 0 0\n/dev/sdb /mnt/nas/local xfs rw 0 0\n"
+        "/dev/sdc /over ext4 rw 0 0\nnas:/b /over nfs rw 0 0\n"
+    )
+    assert file_system(Path(path), mounts) == kind
