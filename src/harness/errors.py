@@ -7,7 +7,7 @@ HarnessError
  + ToolError                     a tool raises it: its text goes to the model
  + CheckpointError               + CheckpointConflict  + OwnershipLost  + RunNotFound (KeyError)
                                  + RecordTooNew  + CheckpointCorrupt  + StoreBusy
- + RunIdTaken                    this run id already names another goal
+ + RunIdTaken (ValueError)        this run id already names another goal
  + ConfigChanged                 a strict resume met a changed configuration
  + InternalError                 our bug: carries run key and seq
 """

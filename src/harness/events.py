@@ -17,7 +17,11 @@ from harness.messages import JSON, Reasoning, Text, ToolCall
 
 
 class EventType(enum.StrEnum):
-    """The vocabulary of a stream."""
+    """The vocabulary of a stream.
+
+    >>> EventType.TOKEN == "TOKEN"
+    True
+    """
 
     STARTED = "STARTED"
     RESUMED = "RESUMED"

@@ -337,6 +337,9 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         seq: its place, from 1, without gaps.
         at: when it was appended, seconds since the epoch.
         record: the record itself.
+
+    >>> Entry("r1", 1, 0.0, Reopened("again")).seq
+    1
     """
 
     run_id: str

@@ -47,7 +47,7 @@ class RunStream:
     Attributes:
         result: what the run came to, once the stream has ended.
 
-    >>> from harness.checkpoint import MemoryCheckpointStore
+    >>> from harness import AgentConfig, AgentRuntime, MemoryCheckpointStore
     >>> from harness.testing import ScriptedLLM
     >>> async def main():
     ...     runtime = AgentRuntime(

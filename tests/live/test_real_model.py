@@ -5,6 +5,7 @@ Run with ``HARNESS_LIVE_BASE_URL=http://127.0.0.1:8089/v1 pytest tests/live -m l
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -16,7 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from harness import AgentConfig, AgentRuntime, GuardrailConfig, LLMSettings, OpenAILLM, SQLiteCheckpointStore, file_tools
+from harness import (
+    AgentConfig,
+    AgentRuntime,
+    Entry,
+    GuardrailConfig,
+    LLMSettings,
+    OpenAILLM,
+    SQLiteCheckpointStore,
+    file_tools,
+)
 from harness.records import DriverStarted, LLMFinished, LLMStarted, ToolFinished
 
 BASE_URL = os.environ.get("HARNESS_LIVE_BASE_URL", "")
@@ -122,10 +132,8 @@ def test_killed_in_the_middle_and_resumed_it_still_answers(folder: Path, tmp_pat
     assert not paid_again
 
 
-def _entries(database: Path) -> list:
-    import asyncio
-
-    async def read() -> list:
+def _entries(database: Path) -> list[Entry]:
+    async def read() -> list[Entry]:
         store = SQLiteCheckpointStore(database)
         try:
             return [entry async for entry in store.read("live")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -192,7 +194,8 @@ def test_every_prefix_folds_and_can_be_resumed(data: st.DataObject) -> None:
         assert steps, "a resumed run has something to do"
         for step in steps:
             if isinstance(step, LLMStarted) and step.purpose == "step":
-                recorded = [r.step for r in world.journal[:length] if isinstance(r, LLMFinished) and r.purpose == "step"]
+                past = world.journal[:length]
+                recorded = [r.step for r in past if isinstance(r, LLMFinished) and r.purpose == "step"]
                 assert step.step == max(recorded, default=0) + 1, "no recorded model call is made again"
             if isinstance(step, ToolStarted) and not step.reconcile:
                 done = [(r.step, r.index) for r in world.journal[:length] if isinstance(r, ToolFinished)]
@@ -215,7 +218,7 @@ def test_what_the_model_sees_is_well_formed(data: st.DataObject) -> None:
         assert messages[0].text.startswith("goal"), "the goal is never summarised away"
         assert len(messages) == len(scope.tokens)
         assert sum(scope.tokens) == scope.total_tokens
-        for before, after in zip(messages, messages[1:], strict=False):
+        for before, after in pairwise(messages):
             assert (before.role, after.role) not in {("assistant", "assistant"), ("user", "user"), ("tool", "tool")}
             assert bool(before.tool_calls) == (after.role == "tool"), "a call and its result are never parted"
         if is_over(scope, world.config.agent.working_memory_max_tokens):

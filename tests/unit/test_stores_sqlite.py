@@ -1,5 +1,8 @@
 """What is particular to the SQLite store: its file, its errors, its threads and other processes."""
 
+# ruff: noqa: ASYNC220, ASYNC221, ASYNC222, ASYNC240
+# Nothing else runs on the event loop while these tests wait for a file or a process.
+
 from __future__ import annotations
 
 import asyncio
@@ -268,7 +271,8 @@ async def test_processes_that_open_a_new_file_at_once_all_append(path: Path) -> 
         for name in names
     ]
     for child in children:
-        assert child.stdout and child.stdout.readline() == "ready\n"
+        assert child.stdout
+        assert child.stdout.readline() == "ready\n"
     for child in children:
         assert child.stdin
         child.stdin.write("go\n")

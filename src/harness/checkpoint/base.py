@@ -56,6 +56,9 @@ class RunQuery(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         status: only runs of this status; None for all.
         limit: the most runs to return; None for all.
+
+    >>> RunQuery(status="interrupted", limit=5).limit
+    5
     """
 
     status: RunStatus | None = None
@@ -73,6 +76,9 @@ class RunSummary(msgspec.Struct, frozen=True):
         started_at: seconds since the epoch.
         updated_at: when its last record was appended, seconds since the epoch.
         origin: how it was started.
+
+    >>> RunSummary("r1", "tidy up", "a", "finished", 0.0, 1.5).status
+    'finished'
     """
 
     run_id: str

@@ -123,7 +123,7 @@ def unfence(text: str) -> str:
 def split_thinking(text: str) -> tuple[str, str]:
     """Part a reply from the thinking that some servers leave in front of it.
 
-    >>> split_thinking("<think>two and two</think>\n4")
+    >>> split_thinking("<think>two and two</think> 4")
     ('two and two', '4')
     """
     if text.startswith("<think>") and (end := text.find("</think>")) > 0:

@@ -19,26 +19,27 @@ def step_prompt(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: 
     """Write the part of the system prompt that says how to reply and which tools there are."""
     sure = ', "confidence": <how sure you are, 0 to 1>' if confidence else ""
     lines = [
+        "# Tools",
+        *(_described(spec) for spec in tools),
         "# How to reply",
         "Work in steps. Each of your replies is one step: exactly one JSON object, with no text and no code fence "
         "around it.",
         "To call a tool:",
-        '{"thought": "<what you need next and why>", "action": "<tool name>", "args": {<the arguments of that tool>}}',
+        '{"thought": "<what you need next, and which tool gives it>", "action": "<tool>", "args": {<its arguments>}}',
     ]
     if parallel_calls:
         lines += [
             "To call several tools at once, when none of them needs the result of another:",
-            '{"thought": "...", "actions": [{"tool": "<tool name>", "args": {...}}, ...]}',
+            '{"thought": "...", "actions": [{"tool": "<tool>", "args": {...}}, ...]}',
         ]
     lines += [
-        "After each call you are shown its result; then take the next step. Only results tell you facts: never invent "
-        "one, and do not repeat a call whose result you have.",
+        "You are then shown the result. If it is an error, read it and try other arguments or another tool. Never "
+        "repeat a call whose result you have, and never invent a fact: only results tell you facts.",
         "When the results hold all you need, and not before:",
         f'{{"thought": "...", "action": "{FINISH}", "answer": "<the complete answer>"{sure}}}',
-        "",
-        "# Tools",
+        f"<tool> is one of: {', '.join(spec.name for spec in tools)}.",
     ]
-    return "\n".join([*lines, *(_described(spec) for spec in tools)])
+    return "\n".join(lines)
 
 
 def _described(spec: ToolSpec) -> str:
@@ -123,6 +124,26 @@ def _hoisted(spec: ToolSpec, definitions: Schema) -> Schema:
         for name, definition in _mapping(schema.pop(place, None)).items():
             definitions[f"{spec.name}.{name}"] = moved(definition)
     return cast("Schema", moved(schema))
+
+
+def repeated(messages: Sequence[Message]) -> frozenset[str]:
+    """Name the tools that the last step called in vain: the same call had given the same result before.
+
+    A weak model goes round in such a circle however often it is told; a schema without the tool breaks it.
+    """
+    calls: dict[str, ToolCall] = {}
+    seen: set[tuple[str, str, str]] = set()
+    again: set[str] = set()
+    for message in messages:
+        if message.role == "assistant":
+            calls, again = {call.id: call for call in message.tool_calls}, set()
+        for part in message.parts:
+            if isinstance(part, ToolResult) and (call := calls.get(part.call_id)):
+                outcome = (call.name, call.arguments, part.text)
+                if outcome in seen:
+                    again.add(call.name)
+                seen.add(outcome)
+    return frozenset(again)
 
 
 def rendered(request: LLMRequest) -> list[Message]:

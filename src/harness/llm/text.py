@@ -11,7 +11,7 @@ from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDe
 from harness.llm.complete import CompleteLLM, Completes
 from harness.llm.replies import holds_tool_call, split_thinking
 from harness.llm.step import Malformed, Step, parse_step
-from harness.llm.step_prompt import rendered, step_prompt, step_schema
+from harness.llm.step_prompt import rendered, repeated, step_prompt, step_schema
 from harness.llm.step_view import StepView
 from harness.messages import JSON, Part, Reasoning, Text, ToolCall
 from harness.tools.base import ToolSpec
@@ -61,10 +61,13 @@ class TextReActLLM:
     def _tell(self, request: LLMRequest) -> _Told:
         """Write prompt and schema, or take the last ones where the tools are the same."""
         tools, confidence, told = tuple(request.tools), request.confidence, self._told
+        options = {"parallel_calls": self._parallel_calls, "confidence": confidence}
         if told is None or told.tools != tools or told.confidence != confidence:
-            options = {"parallel_calls": self._parallel_calls, "confidence": confidence}
             told = _Told(tools, confidence, step_prompt(tools, **options), step_schema(tools, **options))
             self._told = told
+        if vain := repeated(request.messages):
+            others = [spec for spec in tools if spec.name not in vain]
+            told = msgspec.structs.replace(told, schema=step_schema(others, **options))
         return told
 
     async def _ask(self, request: LLMRequest) -> AsyncGenerator[LLMDelta]:

@@ -35,7 +35,7 @@ class RunConfig(msgspec.Struct, frozen=True):
 
 @final
 class Pause(msgspec.Struct, frozen=True):
-    """Wait before the next attempt. Never journaled: after a crash the attempt is made at once.
+    """Wait before the next attempt. Never journaled: after a crash it is waited for once more.
 
     Attributes:
         scope: which scope waits.

@@ -44,6 +44,9 @@ class ToolOutput(msgspec.Struct, frozen=True):
         text: the whole result as text (JSON for anything that is not a string).
         images: images it returned.
         representable: False where the tool succeeded but its result cannot be written; ``text`` then says so.
+
+    >>> ToolOutput("42").representable
+    True
     """
 
     text: str
@@ -52,11 +55,19 @@ class ToolOutput(msgspec.Struct, frozen=True):
 
 
 class NotDone(msgspec.Struct, frozen=True):
-    """What ``reconcile`` returns when the lost call had no effect and may be run."""
+    """What ``reconcile`` returns when the lost call had no effect and may be run.
+
+    >>> NotDone()
+    NotDone()
+    """
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """What ``reconcile`` returns when it cannot tell either."""
+    """What ``reconcile`` returns when it cannot tell either.
+
+    >>> Unknown()
+    Unknown()
+    """
 
 
 class InvalidArguments(HarnessError):
