@@ -83,6 +83,7 @@ class Driver:
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
         bench.clock = self.clock
+        bench.now = self._loop.time
         bench.check_owner = self._check_owner
         wall = bench.config.limits.max_wall_time_seconds
         bench.wall_end = INFINITY if wall is None else self._loop.time() + max(0.0, wall - state.spent.active_s)
@@ -134,7 +135,7 @@ class Driver:
         rounds = 0
         while True:
             starts = self._decide(strategy)
-            if self._pending and self._is_commit_due():
+            if self._pending and (not self._shares_commits or self._is_commit_due()):
                 await self._commit()
             if state.over is not None or state.failed is not None:
                 return
@@ -198,9 +199,7 @@ class Driver:
                     self._note(refused)
 
     def _is_commit_due(self) -> bool:
-        if self._urgent or not self._shares_commits:
-            return True
-        return self._steps_since_commit >= self.bench.config.agent.checkpoint_every
+        return self._urgent or self._steps_since_commit >= self.bench.config.agent.checkpoint_every
 
     async def _commit(self) -> None:
         records, self._pending = self._pending, []

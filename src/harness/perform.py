@@ -16,7 +16,7 @@ from harness import working_memory
 from harness.agent import AgentConfig
 from harness.checkpoint.base import CheckpointStore, is_alive
 from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
-from harness.llm.base import LLM, LLMRequest, LLMResponse, ReasoningDelta, TextDelta
+from harness.llm.base import LLM, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import Cut, LLMFailed, LLMFinished, LLMStarted, ToolFinished, ToolNotDone, ToolStarted, ToolStatus
 from harness.state import CallState, ScopeState
@@ -44,7 +44,8 @@ class Workbench:
         store: where large results go.
         log: who watches.
         deps: the user's own object, for tools.
-        clock: seconds the run has been driven; the driver sets this and the next two.
+        clock: seconds the run has been driven; the driver sets this and the next three.
+        now: the loop's clock.
         wall_end: when the wall-clock limit is over, on the loop's clock.
         check_owner: raises OwnershipLost where the lease is over and lost.
         admitted: validated arguments of calls that were not started yet.
@@ -60,11 +61,10 @@ class Workbench:
     log: RunLog
     deps: object
     clock: Callable[[], float] = float
+    now: Callable[[], float] = float
     wall_end: float = INFINITY
     check_owner: Callable[[], Awaitable[None]] = _nothing
-    admitted: dict[tuple[str, int, int], Mapping[str, object]] = field(
-        default_factory=dict[tuple[str, int, int], Mapping[str, object]]
-    )
+    admitted: dict[CallState, Mapping[str, object]] = field(default_factory=dict[CallState, Mapping[str, object]])
     agent: AgentConfig = field(init=False)
     specs: Sequence[ToolSpec] = field(init=False)
 
@@ -88,7 +88,7 @@ async def call_llm(
     bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
 ) -> LLMFinished | LLMFailed:
     """Make one model call and return what came of it."""
-    if asyncio.get_running_loop().time() >= bench.wall_end:
+    if bench.now() >= bench.wall_end:
         return LLMFailed(
             start.step, bench.clock(), "the wall-clock limit is over", True, start.scope, start.attempt, start.purpose
         )
@@ -102,12 +102,11 @@ async def call_llm(
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
             watchdog.seen = True
-            if isinstance(delta, (TextDelta, ReasoningDelta)):
-                if log.wants_tokens and start.purpose == "step":
-                    shown = True
-                    log.delta(delta.text, type(delta) is ReasoningDelta)
-            else:
+            if type(delta) is ResponseDone:
                 response = delta.response
+            elif log.wants_tokens and start.purpose == "step":
+                shown = True
+                log.delta(delta.text, type(delta) is ReasoningDelta)
         watchdog.stop()
         if response is None:
             raise MalformedResponse("the reply ended before it was complete", transient=True)
@@ -202,7 +201,7 @@ def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
         except InvalidArguments as error:
             refused.append(_finished(bench, scope, index, call, "invalid", str(error)))
         else:
-            bench.admitted[scope.scope, scope.step, index] = args
+            bench.admitted[call] = args
     return refused
 
 
@@ -220,7 +219,7 @@ async def call_tool(
     """Run one tool call (or its ``reconcile``) and return what came of it."""
     index = start.index
     call = scope.calls[index]
-    args = bench.admitted.pop((start.scope, start.step, index), None)
+    args = bench.admitted.pop(call, None)
     tool = bench.tools[start.tool]
     try:
         if args is None:
@@ -252,7 +251,8 @@ async def call_tool(
         watchdog.stop()
         return _finished(bench, scope, index, call, "error", f"{type(error).__name__}: {error}")
     # Outside of the above: a store that cannot keep the result is not the tool's error.
-    return await _success(bench, scope, index, call, output, "ok")
+    cut = await _keep(bench, output.text) if len(output.text) > bench.agent.max_result_chars else None
+    return _success(bench, scope, index, call, output, "ok", cut)
 
 
 def _context(bench: Workbench, start: ToolStarted, deadline: float) -> ToolContext[object]:
@@ -304,7 +304,8 @@ async def _reconcile(
                 raise
             detail = f" (asking what became of it failed: {type(error).__name__}: {error})"
     if isinstance(verdict, ToolOutput):
-        return await _success(bench, scope, index, call, verdict, "reconciled")
+        cut = await _keep(bench, verdict.text) if len(verdict.text) > bench.agent.max_result_chars else None
+        return _success(bench, scope, index, call, verdict, "reconciled", cut)
     if isinstance(verdict, NotDone):
         # A process that is stopped, or has left the call to a thread, may have its effect yet.
         if call.started_by is None or not is_alive(call.started_by):
@@ -317,15 +318,23 @@ async def _reconcile(
     return _finished(bench, scope, index, call, "unknown", text)
 
 
-async def _success(
-    bench: Workbench, scope: ScopeState, index: int, call: CallState, output: ToolOutput, status: ToolStatus
+async def _keep(bench: Workbench, text: str) -> Cut:
+    """Store the whole of a result that is too long for the model."""
+    return Cut(len(text), await bench.store.put_blob(bench.run_id, _text(text).encode()))
+
+
+def _success(
+    bench: Workbench,
+    scope: ScopeState,
+    index: int,
+    call: CallState,
+    output: ToolOutput,
+    status: ToolStatus,
+    cut: Cut | None,
 ) -> ToolFinished:
     text = _text(output.text)
-    cut: Cut | None = None
-    most = bench.agent.max_result_chars
-    if len(text) > most:
-        cut = Cut(len(text), await bench.store.put_blob(bench.run_id, text.encode()))
-        text = working_memory.cap(text, most)
+    if cut is not None:
+        text = working_memory.cap(text, bench.agent.max_result_chars)
     if not output.representable:
         status = "unrepresentable"
     return _outcome(bench, scope, index, call, status, text, cut, output.images)
@@ -360,12 +369,13 @@ def _text(text: str) -> str:
 
 
 def _clean(part: Part) -> Part:
-    if isinstance(part, ToolCall):
-        if (part.id + part.name + part.arguments).isascii():
+    # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
+    if type(part) is ToolCall:
+        if part.arguments.isascii() and part.name.isascii() and part.id.isascii():
             return part
         return ToolCall(_text(part.id), _text(part.name), _text(part.arguments))
-    if isinstance(part, Text):
+    if type(part) is Text:
         return part if part.text.isascii() else Text(_text(part.text))
-    if isinstance(part, Reasoning):
+    if type(part) is Reasoning:
         return part if part.text.isascii() else Reasoning(_text(part.text), part.provider_data)
     return part

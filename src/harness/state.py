@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias, cast
 
+import msgspec
+
 from harness import records as r
 from harness.budget import Spent, Usage
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
@@ -16,7 +18,7 @@ Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused"]
 """What a scope waits for: the model's reply, its tools' results, a word to the model, its end."""
 
 
-class CallState:
+class CallState(msgspec.Struct, eq=False):
     """One tool call of the current step.
 
     Attributes:
@@ -30,17 +32,14 @@ class CallState:
         result: its outcome, once there is one.
     """
 
-    __slots__ = ("attempt", "call", "effect", "may_run", "result", "started_at", "started_by", "started_epoch")
-
-    def __init__(self, call: ToolCall) -> None:
-        self.call = call
-        self.started_by: r.ProcessId | None = None
-        self.started_epoch = 0
-        self.started_at = 0.0
-        self.attempt = 0
-        self.effect: r.Effect = "read"
-        self.may_run = False
-        self.result: r.ToolFinished | None = None
+    call: ToolCall
+    started_by: r.ProcessId | None = None
+    started_epoch: int = 0
+    started_at: float = 0.0
+    attempt: int = 0
+    effect: r.Effect = "read"
+    may_run: bool = False
+    result: r.ToolFinished | None = None
 
 
 class ScopeState:
@@ -156,6 +155,7 @@ class RunState:
         fingerprints: the configuration it was last driven with.
         scopes: the open scopes, by path. The root is ``""``.
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
+        ledger: the one of these two that the next record counts in.
         over: the final record, if the run is over for good.
         failed: the failure it stopped with, until it is reopened.
         summarizations: compactions done.
@@ -167,6 +167,7 @@ class RunState:
         "failed",
         "fingerprints",
         "inherited",
+        "ledger",
         "over",
         "process",
         "run_id",
@@ -188,6 +189,7 @@ class RunState:
         self.scopes: dict[str, ScopeState] = {}
         self.spent = Spent()
         self.inherited = Spent()
+        self.ledger = self.spent
         self.over: r.RunFinished | r.RunCancelled | None = None
         self.failed: r.RunFailed | None = None
         self.summarizations = 0
@@ -210,19 +212,20 @@ def apply(state: RunState, record: r.Record, at: float) -> None:
     """Fold one more record. ``at`` is when it was appended, seconds since the epoch."""
     state.seq += 1
     _APPLY[type(record)](state, record, at)
-
-
-def _ledger(state: RunState) -> Spent:
-    return state.inherited if state.seq <= state.copied else state.spent
+    if state.seq == state.copied:
+        state.ledger = state.spent
 
 
 def _clock(spent: Spent, clock_s: float) -> None:
-    spent.active_s = max(spent.active_s, clock_s)
+    if clock_s > spent.active_s:
+        spent.active_s = clock_s
 
 
 def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
     state.started = record
-    state.copied = record.forked_from.copied + 1 if record.forked_from else 0
+    if record.forked_from is not None:
+        state.copied = record.forked_from.copied + 1
+        state.ledger = state.inherited
     state.fingerprints = record.fingerprints
     state.scopes[""] = ScopeState("", user(record.goal, pinned=True), record.tokens)
 
@@ -246,7 +249,7 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     if record.attempt == 1:
         scope.failure = None
         scope.failures = 0
-    _ledger(state).llm_calls += 1
+    state.ledger.llm_calls += 1
 
 
 def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
@@ -256,7 +259,7 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     scope.failures += 1
     if record.purpose == "compaction" and not record.transient:
         scope.compaction_failed = True
-    spent = _ledger(state)
+    spent = state.ledger
     _clock(spent, record.clock_s)
     if record.usage != _NO_USAGE:
         spent.usage = spent.usage + record.usage
@@ -267,7 +270,7 @@ def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
     started, scope.llm = scope.llm, None
     scope.failure = None
     scope.failures = 0
-    spent = _ledger(state)
+    spent = state.ledger
     spent.usage = spent.usage + record.usage
     _clock(spent, record.clock_s)
     if record.purpose == "compaction":
@@ -294,9 +297,10 @@ def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
     calls: list[CallState] = []
     text = ""
     for part in record.parts:
-        if isinstance(part, ToolCall):
+        # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
+        if type(part) is ToolCall:
             calls.append(CallState(part))
-        elif isinstance(part, Text):
+        elif type(part) is Text:
             text += part.text
     if text:
         scope.last_text = text
@@ -354,20 +358,20 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     call.may_run = False
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect
-    _ledger(state).tool_calls += 1
+    state.ledger.tool_calls += 1
 
 
 def _tool_not_done(state: RunState, record: r.ToolNotDone, _at: float) -> None:
     call = state.scopes[record.scope].calls[record.index]
     call.may_run = True
     call.started_epoch = 0
-    _clock(_ledger(state), record.clock_s)
+    _clock(state.ledger, record.clock_s)
 
 
 def _tool_finished(state: RunState, record: r.ToolFinished, _at: float) -> None:
     scope = state.scopes[record.scope]
     call = scope.calls[record.index]
-    _clock(_ledger(state), record.clock_s)
+    _clock(state.ledger, record.clock_s)
     if call.result is not None:
         return
     call.result = record

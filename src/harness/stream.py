@@ -16,6 +16,9 @@ from harness.records import Entry, Record
 MAX_BACKLOG = 64
 """Groups of ephemeral events a slow viewer may have waiting."""
 
+MAX_TAKEN = 64
+"""Entries a viewer turns into events at a time."""
+
 
 class _Joined:
     """Tokens that wait for a viewer, joined."""
@@ -81,13 +84,22 @@ class Viewer:
             if self._backlog and self._backlog[0][0] <= self._cursor:
                 return self._show(*self._backlog.popleft())
             if self._cursor < len(log.entries):
-                events += events_of(log.entries[self._cursor], log.agent_id)
-                self._cursor += 1
+                self._take_entries()
             elif log.ended:
                 return None
             else:
                 await self._something_new()
         return events.popleft()
+
+    def _take_entries(self) -> None:
+        """Make ready what the next entries show, up to what is ephemeral and comes between them."""
+        until = self._cursor + MAX_TAKEN
+        if self._backlog:
+            until = min(until, self._backlog[0][0])
+        entries = self._log.entries[self._cursor : until]
+        for entry in entries:
+            self.ready += events_of(entry, self._log.agent_id)
+        self._cursor += len(entries)
 
     async def _something_new(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()

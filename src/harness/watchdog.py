@@ -34,7 +34,7 @@ class Watchdog:
     'too late'
     """
 
-    __slots__ = ("_at", "_expired", "_hard", "_loop", "_on_stuck", "_silence", "_task", "_timer", "seen")
+    __slots__ = ("_at", "_expired", "_hard", "_loop", "_on_stuck", "_silence", "_task", "_timer", "_wakes_at", "seen")
 
     def __init__(self, on_stuck: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -43,6 +43,7 @@ class Watchdog:
         self._task = task
         self._on_stuck = on_stuck
         self._timer: asyncio.TimerHandle | None = None
+        self._wakes_at = INFINITY
         self._at = self._hard = INFINITY
         self._silence = INFINITY
         self._expired = False
@@ -60,14 +61,16 @@ class Watchdog:
             When the deadline is, on the loop's clock, however often the call is heard of.
         """
         now = self._loop.time()
-        self._hard = self._at = wake = hard = min(now + seconds, until)
+        hard = wake = now + seconds
+        if until < hard:
+            hard = wake = until
+        self._hard = self._at = hard
         self._silence = silence_s
         self._expired = self.seen = False
         if silence_s != INFINITY:
             self._at = min(hard, now + silence_s)
             wake = min(hard, now + silence_s / 10)
-        timer = self._timer
-        if timer is None or wake < timer.when():
+        if wake < self._wakes_at:
             self._arm(wake)
         return hard
 
@@ -92,14 +95,17 @@ class Watchdog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._wakes_at = INFINITY
 
     def _arm(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_at(at, self._wake)
+        self._wakes_at = at
 
     def _wake(self) -> None:
         self._timer = None
+        self._wakes_at = INFINITY
         if self._at == INFINITY:
             return
         now = self._loop.time()

@@ -28,8 +28,14 @@ WEATHER = ToolSpec(
 USAGE = {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}
 
 
-
 # -- a server that says exactly what a test wants -------------------------------------------------------------------
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that nobody tells about."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for is the state of a socket
+            await asyncio.sleep(0.001)
 
 
 class Server:
@@ -48,8 +54,7 @@ class Server:
         """Hang up on everybody."""
         for writer in self.writers:
             writer.close()
-        while self.open:
-            await asyncio.sleep(0.001)
+        await until(lambda: not self.open)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.writers.append(writer)
@@ -76,7 +81,9 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(*answers: bytes | Callable[[asyncio.StreamWriter], object]) -> AsyncIterator[tuple[Server, OpenAILLM]]:
+async def serving(
+    *answers: bytes | Callable[[asyncio.StreamWriter], object],
+) -> AsyncIterator[tuple[Server, OpenAILLM]]:
     server = Server(answers)
     listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
@@ -247,7 +254,9 @@ async def test_thinking_left_in_the_text_is_kept_apart() -> None:
 
 
 async def test_a_character_split_between_two_deltas_is_joined() -> None:
-    body = events(r'{"choices": [{"delta": {"content": "\ud83d"}}]}', r'{"choices": [{"delta": {"content": "\ude00"}}]}')
+    body = events(
+        r'{"choices": [{"delta": {"content": "\ud83d"}}]}', r'{"choices": [{"delta": {"content": "\ude00"}}]}'
+    )
     body = body.replace(b"data: [DONE]\n\n", events(chunk(finish="stop")))
     async with serving(http(body)) as (_, llm):
         _, reply = await ask(llm)
@@ -310,7 +319,9 @@ async def test_other_json_is_an_answer(text: str) -> None:
 
 async def test_confidence_is_asked_for_and_taken_off_the_answer() -> None:
     answer = events(chunk({"content": "It is 4.\n\nConfidence: 0.8"}), chunk(finish="stop"))
-    calls = events(chunk({"content": "Confidence: 0.8"}), chunk(call(0, "get_weather", ROME, "x")), chunk(finish="stop"))
+    calls = events(
+        chunk({"content": "Confidence: 0.8"}), chunk(call(0, "get_weather", ROME, "x")), chunk(finish="stop")
+    )
     async with serving(http(answer), http(calls)) as (server, llm):
         _, reply = await ask(llm, offering(confidence=True))
         _, step = await ask(llm, offering(confidence=True))
@@ -339,7 +350,10 @@ async def test_settings_and_schema_are_sent() -> None:
 async def test_a_conversation_with_tools_is_mapped() -> None:
     conversation = [
         Message("user", (Text("look"), Image("https://example.org/a.png", "low"))),
-        Message("assistant", (Reasoning("hm"), Text("I look."), ToolCall("c1", "see", '{"n": 1}'), ToolCall("c2", "see", "{}"))),
+        Message(
+            "assistant",
+            (Reasoning("hm"), Text("I look."), ToolCall("c1", "see", '{"n": 1}'), ToolCall("c2", "see", "{}")),
+        ),
         Message("tool", (ToolResult("c2", "see", "two"),)),
         Message("tool", (ToolResult("c1", "see", "one"), Image("data:image/png;base64,AA"))),
         user("go on"),
@@ -513,8 +527,10 @@ async def test_retry_after(headers: dict[str, str], low: float | None, high: flo
 
 @pytest.mark.parametrize(
     ("status", "transient"),
-    [(400, False), (401, False), (403, False), (404, False), (413, False), (422, False)]
-    + [(408, True), (409, True), (429, True), (500, True), (502, True), (503, True), (529, True)],
+    [
+        *((status, False) for status in (400, 401, 403, 404, 413, 422)),
+        *((s, True) for s in (408, 409, 429, 500, 502, 503, 529)),
+    ],
 )
 async def test_a_status_says_whether_to_try_again(status: int, transient: bool) -> None:
     page = b"<html><body>" + b"x" * 5000 + b"</body></html>"
@@ -561,8 +577,7 @@ async def test_a_silent_server_times_out() -> None:
     async def silence(writer: asyncio.StreamWriter) -> None:
         writer.write(http(PARALLEL)[:200])
         await writer.drain()
-        while not writer.is_closing():
-            await asyncio.sleep(0.001)
+        await until(writer.is_closing)
 
     async with serving(silence) as (server, _):
         llm = OpenAILLM("m", base_url=server.url, request_timeout_seconds=0.03)
@@ -669,14 +684,11 @@ async def test_an_abandoned_call_lets_go_of_its_connection(how: str) -> None:
                 assert await anext(stream) == TextDelta("a")
         else:
             task = asyncio.create_task(ask(llm))
-            while not server.bodies:
-                await asyncio.sleep(0.001)
+            await until(lambda: bool(server.bodies))
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        async with asyncio.timeout(2):
-            while server.open:
-                await asyncio.sleep(0.001)
+        await until(lambda: not server.open)
 
 
 def test_one_object_serves_several_event_loops() -> None:
@@ -710,7 +722,12 @@ def test_a_key_is_needed_for_openai_only(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"base_url": "localhost:8089/v1"}, {"base_url": "ftp://x/"}, {"request_timeout_seconds": 0}, {"tool_calls": "xml"}],
+    [
+        {"base_url": "localhost:8089/v1"},
+        {"base_url": "ftp://x/"},
+        {"request_timeout_seconds": 0},
+        {"tool_calls": "xml"},
+    ],
 )
 def test_wrong_settings_are_refused_when_built(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):

@@ -42,7 +42,11 @@ FILES = {
     "notes/oncall.txt": "2026-11-02 pager: disk full on node-3\n2026-11-09 pager: certificate expired\n",
     "src/app.py": "def main():\n    print('orders')\n",
 }
-GOAL = "Which port does the server in this folder use? Read its settings file to find out."
+GOAL = "List the files. Then read config.toml: on which port does the server listen? Answer with the number."
+PROMPT = (
+    "Answer the question about the files of one folder. Call list_files first: only the paths it lists exist. Then "
+    "read the files that matter. Rely on nothing but what you have read there."
+)
 ANSWER = re.compile(r"\b7431\b")
 
 
@@ -63,7 +67,7 @@ SCRIPT = """
     folder, database, url = sys.argv[1:4]
     runtime = AgentRuntime(
         llm=OpenAILLM("default", base_url=url, tool_calls="text"),
-        agents=[AgentConfig("reader", "reads files", "You answer questions about a folder by reading its files.",
+        agents=[AgentConfig("reader", "reads files", PROMPT,
                             max_steps=12, llm_settings=LLMSettings(temperature=0, max_output_tokens=400,
                             silence_timeout_s=300))],
         tools=file_tools(folder),
@@ -80,7 +84,7 @@ def runtime(folder: Path, database: Path) -> AgentRuntime:
     agent = AgentConfig(
         "reader",
         "reads files",
-        "You answer questions about a folder by reading its files.",
+        PROMPT,
         max_steps=12,
         llm_settings=settings,
     )
@@ -105,7 +109,7 @@ async def test_it_answers_from_the_files(folder: Path, tmp_path: Path) -> None:
 
 def test_killed_in_the_middle_and_resumed_it_still_answers(folder: Path, tmp_path: Path) -> None:
     script = tmp_path / "job.py"
-    script.write_text(textwrap.dedent(SCRIPT).replace("GOAL", GOAL))
+    script.write_text(textwrap.dedent(SCRIPT).replace("GOAL", GOAL).replace("PROMPT", repr(PROMPT)))
     database = tmp_path / "runs.db"
     command = [sys.executable, str(script), str(folder), str(database), BASE_URL]
     first = subprocess.Popen(command)

@@ -1,6 +1,6 @@
 """What is particular to the file store: its lines, its locks, its folder."""
 
-# ruff: noqa: ASYNC220, ASYNC221, ASYNC222, ASYNC240
+# ruff: noqa: ASYNC221, ASYNC222, ASYNC240
 # Nothing else runs on the event loop while these tests wait for a file or a process.
 
 from __future__ import annotations

@@ -128,7 +128,8 @@ class FileCheckpointStore:
                 for entry in chunk:
                     yield entry
         finally:
-            entries.close()
+            with contextlib.suppress(ValueError):  # the thread of a read that was cancelled may still be at it
+                entries.close()
 
     async def delete(self, run_id: str, /) -> bool:
         """Forget a run. Returns whether it existed.
@@ -238,7 +239,8 @@ class FileCheckpointStore:
             if held.file is None:
                 _lock_path(held.path).unlink(missing_ok=True)  # claimed and never written
             else:
-                _write_note(held.lock, LockNote(held.owner.token))
+                with contextlib.suppress(OSError):  # it only informs
+                    _write_note(held.lock, LockNote(held.owner.token))
                 os.close(held.file)
             os.close(held.lock)
 
@@ -427,8 +429,9 @@ def _lock(path: Path, run_id: str) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever deleted the run meanwhile left us with the lock of a file that has no name any more.
-            if place.exists() and os.path.samestat(os.fstat(lock), place.stat()):
-                return lock
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), place.stat()):
+                    return lock
         except BlockingIOError:
             holder = _note(lock).process
             os.close(lock)

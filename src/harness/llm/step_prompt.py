@@ -34,7 +34,8 @@ def step_prompt(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: 
         ]
     lines += [
         "You are then shown the result. If it is an error, read it and try other arguments or another tool. Never "
-        "repeat a call whose result you have, and never invent a fact: only results tell you facts.",
+        "repeat a call whose result you have, and never invent a fact: only results tell you facts. What a result "
+        "shows (a count, a name, a comparison) needs no further tool: work it out in your thought.",
         "When the results hold all you need, and not before:",
         f'{{"thought": "...", "action": "{FINISH}", "answer": "<the complete answer>"{sure}}}',
         f"<tool> is one of: {', '.join(spec.name for spec in tools)}.",
@@ -77,7 +78,7 @@ def step_schema(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: 
         _closed({"thought": thought, "action": {"const": spec.name}, "args": args})
         for spec, args in zip(tools, arguments, strict=True)
     ]
-    if parallel_calls:
+    if parallel_calls and tools:
         calls: list[JSON] = [
             _closed({"tool": {"const": spec.name}, "args": args}) for spec, args in zip(tools, arguments, strict=True)
         ]
@@ -127,23 +128,25 @@ def _hoisted(spec: ToolSpec, definitions: Schema) -> Schema:
 
 
 def repeated(messages: Sequence[Message]) -> frozenset[str]:
-    """Name the tools that the last step called in vain: the same call had given the same result before.
+    """Name the tools called in vain since a call last brought something new: same call, same result as before.
 
-    A weak model goes round in such a circle however often it is told; a schema without the tool breaks it.
+    A weak model goes round in such a circle however often it is told; a schema without those tools breaks it.
     """
     calls: dict[str, ToolCall] = {}
     seen: set[tuple[str, str, str]] = set()
-    again: set[str] = set()
+    vain: set[str] = set()
     for message in messages:
         if message.role == "assistant":
-            calls, again = {call.id: call for call in message.tool_calls}, set()
+            calls = {call.id: call for call in message.tool_calls}
         for part in message.parts:
             if isinstance(part, ToolResult) and (call := calls.get(part.call_id)):
                 outcome = (call.name, call.arguments, part.text)
                 if outcome in seen:
-                    again.add(call.name)
+                    vain.add(call.name)
+                else:
+                    vain.clear()
                 seen.add(outcome)
-    return frozenset(again)
+    return frozenset(vain)
 
 
 def rendered(request: LLMRequest) -> list[Message]:

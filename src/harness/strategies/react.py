@@ -134,7 +134,7 @@ def _next_for(scope: ScopeState, config: RunConfig, index: int, call: CallState)
             text = _unknown_outcome(call)
         status = "unknown" if call.attempt else "invalid"
         return ToolFinished(scope.step, index, name, status, text, clock_s, scope.scope, tokens=config.count(text))
-    effect = _stricter(call.effect, spec.effect)
+    effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
     if call.attempt and effect == "once" and not call.may_run:
         if spec.reconciles:
             return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)

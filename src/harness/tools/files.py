@@ -9,6 +9,7 @@ and not a way out.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import stat
@@ -17,6 +18,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 
 from harness.errors import ConfigError, ToolError
@@ -43,6 +45,12 @@ MAX_CHARS = 12_000
 
 MAX_LINE_CHARS = 300
 """Characters of one matching line."""
+
+MAX_COMPARED = 2_000
+"""Paths that are looked at for one like a path that does not exist."""
+
+MAX_NAMED = 8
+"""Paths that are named instead of it."""
 
 _SKIPPED_FOLDERS = frozenset({".git"})
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -229,8 +237,22 @@ class _Folder:
     def _stat(self, parts: tuple[str, ...]) -> os.stat_result:
         if not parts:
             return os.stat(self.root, follow_symlinks=False)
-        with _explained(parts), self._open(parts[:-1], os.O_DIRECTORY) as parent:
-            return os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
+        try:
+            with self._open(parts[:-1], os.O_DIRECTORY) as parent:
+                return os.stat(parts[-1], dir_fd=parent, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ToolError(self._no_such(parts)) from None
+        except OSError as error:
+            raise _explain(error, parts) from None
+
+    def _no_such(self, parts: tuple[str, ...]) -> str:
+        """Say that a path does not exist, and which do: a weak model asks for what it made up until it is told."""
+        known = [_show(found) for found in islice(self._walk((), _Walk()), MAX_COMPARED)]
+        near = difflib.get_close_matches(_show(parts), known, n=MAX_NAMED)
+        if not near and len(known) <= MAX_NAMED:
+            near = known
+        hint = f". These exist, use one of them: {', '.join(near)}" if near else ""
+        return f"there is no {_show(parts)!r}: {_ACCEPTED}{hint}"
 
     def _read(self, parts: tuple[str, ...]) -> tuple[bytes, int]:
         """Return the first bytes of a file, and its size."""
@@ -271,17 +293,20 @@ def _explained(parts: tuple[str, ...]) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        name = _show(parts)
-        match error.errno:
-            case errno.ENOENT | errno.ENOTDIR:
-                text = f"there is no {name!r}: {_ACCEPTED}"
-            case errno.ELOOP | errno.EMLINK:
-                text = f"{name!r} is a symbolic link that is not followed: {_ACCEPTED}"
-            case errno.ENAMETOOLONG:
-                text = f"{name[:80]!r}... is too long for a path: {_ACCEPTED}"
-            case _:
-                text = f"{name!r} cannot be read: {error.strerror}"
-        raise ToolError(text) from None
+        raise _explain(error, parts) from None
+
+
+def _explain(error: OSError, parts: tuple[str, ...]) -> ToolError:
+    name = _show(parts)
+    match error.errno:
+        case errno.ENOENT | errno.ENOTDIR:
+            return ToolError(f"there is no {name!r}: {_ACCEPTED}")
+        case errno.ELOOP | errno.EMLINK:
+            return ToolError(f"{name!r} is a symbolic link that is not followed: {_ACCEPTED}")
+        case errno.ENAMETOOLONG:
+            return ToolError(f"{name[:80]!r}... is too long for a path: {_ACCEPTED}")
+        case _:
+            return ToolError(f"{name!r} cannot be read: {error.strerror}")
 
 
 def _need_regular(about: os.stat_result, parts: tuple[str, ...]) -> None:

@@ -10,7 +10,8 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, TypeVar, cast, get_args, overload
+from types import CoroutineType
+from typing import Any, NamedTuple, TypeVar, cast, get_args, overload
 
 import msgspec
 
@@ -133,13 +134,15 @@ class FunctionTool:
             raise refuse(self.spec, found)
         return found
 
-    async def __call__(self, args: Mapping[str, object], context: ToolContext[object], /) -> ToolOutput:
+    def __call__(
+        self, args: Mapping[str, object], context: ToolContext[object], /
+    ) -> CoroutineType[Any, Any, ToolOutput]:
         """Call the function. Its exceptions pass; what would end the loop (SystemExit) becomes a ToolError."""
         if self._is_plain:
-            return await _finish(self.function, self._is_async, to_output, (), args)
+            return _finish(self.function, self._is_async, to_output, (), args)
         named = {**args, **dict.fromkeys(self._signature.contexts, context)}
         positional = [named.pop(name) for name in self._signature.positional if name in named]
-        return await _finish(self.function, self._is_async, to_output, positional, named)
+        return _finish(self.function, self._is_async, to_output, positional, named)
 
 
 class ReconcilingTool(FunctionTool):
