@@ -82,6 +82,9 @@ class Driver:
         self._tasks: dict[asyncio.Task[Record | None], Step] = {}
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
+        self._beat: asyncio.TimerHandle | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._lost: OwnershipLost | None = None
         bench.clock = self.clock
         bench.now = self._loop.time
         bench.check_owner = self._check_owner
@@ -103,17 +106,17 @@ class Driver:
             CheckpointError: the journal could not be written; what was written stays valid.
         """
         watchdog = Watchdog(self._give_up)
-        heartbeat = asyncio.create_task(self._heartbeat(asyncio.current_task()))
+        self._beat_later(asyncio.current_task())
         try:
             self._open(opening)
             await self._loop_until_over(watchdog)
         except asyncio.CancelledError:
-            if heartbeat.done() and not heartbeat.cancelled() and (error := heartbeat.exception()):
-                raise error from None
+            if self._lost is not None:
+                raise self._lost from None
             await self._save_what_is_ready()
             raise
         finally:
-            heartbeat.cancel()
+            self._stop_beating()
             watchdog.close()
             await self._stop_calls()
 
@@ -309,19 +312,32 @@ class Driver:
         if not self.stuck.done():
             self.stuck.set_result(None)
 
-    async def _heartbeat(self, driver: asyncio.Task[None] | None) -> None:
-        """Keep the lease; stop the driver where it was lost."""
-        while True:
-            await asyncio.sleep(self._lease_s / 3)
-            try:
-                await self._renew()
-            except OwnershipLost:
-                if driver is not None:
-                    driver.cancel()
-                raise
-            except CheckpointError as error:
-                # A store that is busy now may not be at the next beat; every append checks the owner anyway.
-                logger.warning("run %r: its lease could not be renewed: %s", self.state.run_id, error)
+    def _beat_later(self, driver: asyncio.Task[None] | None) -> None:
+        # A timer and not a task that sleeps: most runs are over before the first beat.
+        self._beat = self._loop.call_later(self._lease_s / 3, self._begin_beat, driver)
+
+    def _begin_beat(self, driver: asyncio.Task[None] | None) -> None:
+        self._renewal = self._loop.create_task(self._keep_lease(driver))
+
+    async def _keep_lease(self, driver: asyncio.Task[None] | None) -> None:
+        """Renew the lease; stop the driver where it was lost."""
+        try:
+            await self._renew()
+        except OwnershipLost as error:
+            self._lost = error
+            if driver is not None:
+                driver.cancel()
+            return
+        except CheckpointError as error:
+            # A store that is busy now may not be at the next beat; every append checks the owner anyway.
+            logger.warning("run %r: its lease could not be renewed: %s", self.state.run_id, error)
+        self._beat_later(driver)
+
+    def _stop_beating(self) -> None:
+        if self._beat is not None:
+            self._beat.cancel()
+        if self._renewal is not None:
+            self._renewal.cancel()
 
     async def _renew(self) -> None:
         until = lease_clock() + self._lease_s

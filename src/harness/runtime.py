@@ -108,6 +108,7 @@ class AgentRuntime:
         self._lease_s = lease_s
         self._process = this_process()
         self._active: dict[str, ActiveRun] = {}
+        self._wirings: dict[tuple[str, int], Wiring] = {}  # by agent and how many tools there were
         self._starting: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     # -- entry points ---------------------------------------------------------------------------
@@ -300,7 +301,7 @@ class AgentRuntime:
         if (active := self._active.get(run_id)) is not None:
             self._check_same(active.log.entries, run_id, agent, goal)
             return active
-        wiring = Wiring(agent, self.tool_registry, llm=self._llm, limits=self._limits, store=store, deps=self._deps)
+        wiring = self._wiring_of(agent)
         claimed_at = lease_clock()
         owner = await store.claim(run_id, self._process, lease_s=self._lease_s)
         try:
@@ -321,7 +322,7 @@ class AgentRuntime:
             state=state,
             entries=entries,
             opening=opening,
-            make_bench=lambda log: wiring.bench(run_id, log),
+            make_bench=lambda log: wiring.bench(run_id, store, log),
             agent_id=agent.agent_id,
             lease_s=self._lease_s,
             claimed_at=claimed_at,
@@ -362,6 +363,15 @@ class AgentRuntime:
             raise RunIdTaken(
                 f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it"
             )
+
+    def _wiring_of(self, agent: AgentConfig) -> Wiring:
+        """Resolve an agent, once: agents do not change, and all that tools can do is grow in number."""
+        key = agent.agent_id, len(self.tool_registry.all_names())
+        wiring = self._wirings.get(key)
+        if wiring is None:
+            wiring = Wiring(agent, self.tool_registry, llm=self._llm, limits=self._limits, deps=self._deps)
+            self._wirings[key] = wiring
+        return wiring
 
     def _store_for(self, agent: AgentConfig) -> CheckpointStore:
         if agent.checkpoint_every:

@@ -17,14 +17,13 @@ from harness.working_memory import chars_over_four
 
 
 class Wiring:
-    """One agent's model, tools and configuration, resolved.
+    """One agent's model, tools and configuration, resolved once for any number of its runs.
 
     Args:
         agent: the agent.
         tools: every tool there is.
         llm: the model it uses where it has none of its own.
         limits: the run's limits.
-        store: where the run is kept.
         deps: the user's own object, for tools.
 
     Attributes:
@@ -39,11 +38,9 @@ class Wiring:
         *,
         llm: LLM,
         limits: GuardrailConfig,
-        store: CheckpointStore,
         deps: object,
     ) -> None:
         self.agent = agent
-        self.store = store
         self._deps = deps
         self._tools = tools.of_agent(agent)
         self._llm = llm if agent.llm is None else as_llm(agent.llm)
@@ -53,6 +50,6 @@ class Wiring:
         self.config = RunConfig(agent, specs, limits, overhead, count)
         self.fingerprints = fingerprints(agent, specs, self._llm)
 
-    def bench(self, run_id: str, log: RunLog) -> Workbench:
+    def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
         """Build what a driver performs calls with."""
-        return Workbench(run_id, self.config, self._llm, self._tools, self.store, log, self._deps)
+        return Workbench(run_id, self.config, self._llm, self._tools, store, log, self._deps)

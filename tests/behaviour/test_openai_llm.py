@@ -174,6 +174,16 @@ async def test_a_text_reply_is_streamed_and_returned_whole() -> None:
     ]
 
 
+async def test_server_sent_events_in_every_form() -> None:
+    body = (
+        b": a comment\r\n\r\nevent: message\r\nid: 1\r\n"
+        b'data:{"choices": [{"delta":\r\n: in between\r\ndata: {"content": "4"}}]}\r\nretry: 5\r\n\r\n'
+    )
+    async with serving(http(body + events(chunk(finish="stop")))) as (_, llm):
+        _, reply = await ask(llm)
+    assert reply.parts == (Text("4"),)
+
+
 async def test_parallel_tool_calls_are_put_together_by_index() -> None:
     async with serving(http(PARALLEL)) as (server, llm):
         _, reply = await ask(llm, offering())
@@ -389,6 +399,7 @@ async def test_every_call_id_is_sent_once_and_answered_once() -> None:
     answered = [m["tool_call_id"] for m in messages if m["role"] == "tool"]
     assert len(set(made)) == len(made) == 6
     assert sorted(made) == sorted(answered)
+    assert made == ["x", "call_1_1", "call_1_2", "call_3_0", "call_3_1", "call_3_2"]
     names = {c["id"]: c["function"]["name"] for m in messages for c in m.get("tool_calls", ())}
     told = [(names[m["tool_call_id"]], m["content"]) for m in messages if m["role"] == "tool"]
     assert told == [("b", "of b"), ("a", "of a"), ("c", "(this call has no recorded result)")] * 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, final, runtime_checkable
 
 import msgspec
 
@@ -69,6 +69,7 @@ class LLMResponse(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     confidence: float | None = None
 
 
+@final
 class ResponseDone(msgspec.Struct, frozen=True, gc=False):
     """The last item of every stream: the whole response."""
 

@@ -199,5 +199,4 @@ def _arguments(call: ToolCall) -> JSON:
         return call.arguments
 
 
-def _dumped(step: Schema) -> str:
-    return json.dumps(step, ensure_ascii=False)
+_dumped = json.JSONEncoder(ensure_ascii=False).encode
