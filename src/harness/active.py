@@ -137,8 +137,9 @@ class ActiveRun:
     async def _watch(self, driver: Driver) -> bool:
         """Run a driver to its end. Returns True where it had to be abandoned."""
         drive = asyncio.create_task(driver.drive(self._opening))
+        drive.add_done_callback(lambda _: driver.let_go())
         try:
-            await asyncio.wait({drive, driver.stuck}, return_when=asyncio.FIRST_COMPLETED)
+            await driver.free
             if drive.done():
                 drive.result()
                 return False

@@ -52,7 +52,8 @@ class Driver:
         abandoned: calls of the epoch before did not stop when they were cancelled.
 
     Attributes:
-        stuck: done when a call does not come back after it was cancelled.
+        free: done when nobody need wait for the driver any longer: it has ended, or a call does not come back after it
+            was cancelled.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Driver:
         self.owner = owner
         self._abandoned = abandoned
         self._loop = asyncio.get_running_loop()
-        self.stuck: asyncio.Future[None] = self._loop.create_future()
+        self.free: asyncio.Future[None] = self._loop.create_future()
         self._active_since = time.monotonic() - state.spent.active_s
         self._lease_s = lease_s
         self._lease_until = claimed_at + lease_s
@@ -105,7 +106,7 @@ class Driver:
         Raises:
             CheckpointError: the journal could not be written; what was written stays valid.
         """
-        watchdog = Watchdog(self._give_up)
+        watchdog = Watchdog(self.let_go)
         self._beat_later(asyncio.current_task())
         try:
             self._open(opening)
@@ -227,7 +228,7 @@ class Driver:
         scope.pausing, scope.waited = False, True
 
     async def _perform_beside(self, step: Step) -> Record | None:
-        watchdog = Watchdog(self._give_up)
+        watchdog = Watchdog(self.let_go)
         try:
             return await self._perform(step, watchdog)
         finally:
@@ -308,9 +309,10 @@ class Driver:
                 )
             )
 
-    def _give_up(self) -> None:
-        if not self.stuck.done():
-            self.stuck.set_result(None)
+    def let_go(self) -> None:
+        """Say that nobody need wait for the driver any longer."""
+        if not self.free.done():
+            self.free.set_result(None)
 
     def _beat_later(self, driver: asyncio.Task[None] | None) -> None:
         # A timer and not a task that sleeps: most runs are over before the first beat.

@@ -13,7 +13,7 @@ the run had been driven when it came, on a clock that does not jump.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import msgspec
 
@@ -351,6 +351,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Record])
 _probe = msgspec.json.Decoder(list[dict[str, object]])
+_VERSIONED = frozenset({RunStarted, DriverStarted})
 _KNOWN = frozenset(kind.__name__ for kind in Record.__args__)  # type: ignore[attr-defined]  # a union alias has __args__
 
 
@@ -375,9 +376,9 @@ def decode(data: bytes, *, where: str = "journal") -> list[Record]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(data, where, error) from None
     for record in records:
-        kind = type(record)  # compared, not asked with isinstance, which costs more than decoding the record
-        if (kind is RunStarted or kind is DriverStarted) and record.version > VERSION:
-            raise RecordTooNew(_too_new(where, f"version {record.version}"))
+        # Looked up, not asked with isinstance: that would cost more than decoding the record.
+        if type(record) in _VERSIONED and (version := cast("RunStarted | DriverStarted", record).version) > VERSION:
+            raise RecordTooNew(_too_new(where, f"version {version}"))
     return records
 
 

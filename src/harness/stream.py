@@ -145,7 +145,8 @@ class RunLog:
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
         entries, run_id = self.entries, self.run_id
-        entries += [Entry(run_id, seq, at, record) for seq, record in enumerate(records, len(entries) + 1)]
+        for record in records:
+            entries.append(Entry(run_id, len(entries) + 1, at, record))
         for viewer in self._viewers:
             viewer.wake()
 
