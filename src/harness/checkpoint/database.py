@@ -160,7 +160,9 @@ class Database:
         # A file may have been made by somebody else: nothing in its schema is trusted to be more than data.
         self._db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
         self._db.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
-        if self._is_new():
+        with self._snapshot():
+            new = self._is_new()
+        if new:
             self._pragma("page_size", _PAGE_SIZE)
         self._use_wal()
         self._pragma("synchronous", "FULL")
@@ -169,10 +171,20 @@ class Database:
         found = self.settings()
         if (found["journal_mode"], found["synchronous"], found["fullfsync"]) != ("wal", 2, 1):
             raise CheckpointError(f"{str(self.path)!r} cannot be written durably: SQLite reports {found!r}")
-        with self._transaction():
-            if self._is_new():
-                self._run(_SCHEMA)
+        if new:
+            with self._transaction():
+                if self._is_new():  # still: another process may have been quicker
+                    self._run(_SCHEMA)
         self._db.set_wal_hook(self._log)
+
+    @contextlib.contextmanager
+    def _snapshot(self) -> Generator[None]:
+        """Read what follows at one instant, whatever other processes write meanwhile."""
+        self._run("BEGIN")
+        try:
+            yield
+        finally:
+            self._run("COMMIT")
 
     def _is_new(self) -> bool:
         """Say whether the file is still empty; refuse one that is not ours."""
