@@ -95,7 +95,7 @@ async def call_llm(
     request = build_request(bench, scope, start)
     log = bench.log
     response: LLMResponse | None = None
-    shown = False
+    shown, is_step = False, start.purpose == "step"
     settings = request.settings
     stream = bench.llm.stream(request)
     try:
@@ -104,7 +104,7 @@ async def call_llm(
             watchdog.seen = True
             if type(delta) is ResponseDone:
                 response = delta.response
-            elif log.wants_tokens and start.purpose == "step":
+            elif is_step and log.wants_tokens:
                 shown = True
                 log.delta(delta.text, type(delta) is ReasoningDelta)
         watchdog.stop()
