@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,10 @@ KEYS = ("OPENAI_", "ANTHROPIC_", "AZURE_", "GEMINI_", "GOOGLE_", "MISTRAL_", "OP
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 LIVE_HOST = urlsplit(os.environ.get("HARNESS_LIVE_BASE_URL", "")).hostname
 NOBODY_LISTENS = "http://127.0.0.1:9"  # the discard port: a refused connection, at once
+
+
+# Where a shell has started the tests in the background SIGINT is ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class NetworkBlocked(BaseException):

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         RecordTooNew,
         RunIdTaken,
         RunNotFound,
+        RunStopped,
         StoreBusy,
         ToolError,
     )
@@ -80,6 +81,7 @@ _HOME = {
         "RecordTooNew",
         "RunIdTaken",
         "RunNotFound",
+        "RunStopped",
         "StoreBusy",
         "ToolError",
     ),
@@ -138,6 +140,7 @@ __all__ = [
     "RunNotFound",
     "RunQuery",
     "RunResult",
+    "RunStopped",
     "RunStream",
     "RunSummary",
     "SQLiteCheckpointStore",

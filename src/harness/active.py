@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.driver import Driver
-from harness.errors import InternalError, OwnershipLost
+from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.perform import Workbench
 from harness.records import Entry, Record
 from harness.result import RunResult, result_of
@@ -90,6 +89,16 @@ class ActiveRun:
         """Whether nothing is left to resume."""
         return self._state.over is not None
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop."""
+        return self._stopping
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether the event loop that drove it is gone."""
+        return self.task.get_loop().is_closed()
+
     def abandon(self) -> None:
         """Count one consumer less without waiting; for finalisers."""
         self._interest -= 1
@@ -99,6 +108,7 @@ class ActiveRun:
 
     async def _supervise(self) -> RunResult:
         """Replace a driver whose call will not stop; give the run up at the end."""
+        stranded = False
         try:
             abandoned = False
             while True:
@@ -129,10 +139,26 @@ class ActiveRun:
             if not self._stopping:
                 self._on_cut(self)
             raise
+        except GeneratorExit:
+            stranded = True  # the event loop is gone; there is nobody to tell and no way to wait
+            raise
         finally:
-            self.log.end()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.shield(self._store.release(self._owner))
+            if not stranded:
+                self.log.end()
+                await self._release()
+
+    async def _release(self) -> None:
+        try:
+            await asyncio.shield(self._store.release(self._owner))
+        except asyncio.CancelledError:
+            pass
+        except CheckpointError as error:
+            # The run's end is written; its owner is given up when the process ends or the lease is over.
+            logger.warning("run %r could not be released: %s", self.run_id, error)
+
+    async def give_up(self) -> None:
+        """Release a run whose event loop was closed while it was driven."""
+        await self._release()
 
     async def _watch(self, driver: Driver) -> bool:
         """Run a driver to its end. Returns True where it had to be abandoned."""

@@ -108,8 +108,8 @@ def exceeded(spent: Spent, limits: GuardrailConfig) -> str | None:
     usage = spent.usage
     if (cost := limits.max_total_cost_usd) is not None and usage.cost_microusd >= cost * MICRO:
         return f"max_total_cost_usd={cost:g} is spent (${usage.cost_usd:.4f})"
-    if (wall := limits.max_wall_time_seconds) is not None and spent.active_s >= wall:
-        return f"max_wall_time_seconds={wall:g} is over ({spent.active_s:.1f} s)"
+    if over := wall_is_over(spent, limits):
+        return over
     if (most := limits.max_llm_calls) is not None and spent.llm_calls >= most:
         return f"max_llm_calls={most} is reached"
     if (most := limits.max_input_tokens) is not None and usage.input_tokens >= most:
@@ -117,3 +117,11 @@ def exceeded(spent: Spent, limits: GuardrailConfig) -> str | None:
     if (most := limits.max_output_tokens) is not None and usage.output_tokens >= most:
         return f"max_output_tokens={most} is reached ({usage.output_tokens})"
     return None
+
+
+def wall_is_over(spent: Spent, limits: GuardrailConfig) -> str | None:
+    """Say that the wall-clock limit is over, or return None."""
+    wall = limits.max_wall_time_seconds
+    if wall is None or spent.active_s < wall:
+        return None
+    return f"max_wall_time_seconds={wall:g} is over ({spent.active_s:.1f} s)"

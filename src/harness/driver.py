@@ -111,7 +111,9 @@ class Driver:
         try:
             self._open(opening)
             await self._loop_until_over(watchdog)
-        except asyncio.CancelledError:
+        except OwnershipLost:
+            raise
+        except BaseException:
             if self._lost is not None:
                 raise self._lost from None
             await self._save_what_is_ready()
@@ -136,11 +138,13 @@ class Driver:
         if state.started is None:
             raise InternalError(f"run {state.run_id!r} has no beginning")
         strategy = STRATEGIES[state.started.strategy]
+        task = asyncio.current_task()
+        assert task is not None
         rounds = 0
         while True:
             starts = self._decide(strategy)
             if self._pending and (not self._shares_commits or self._is_commit_due()):
-                await self._commit()
+                await self._commit(starts)
             if state.over is not None or state.failed is not None:
                 return
             if len(starts) == 1 and not self._tasks:
@@ -149,6 +153,8 @@ class Driver:
                 for step in starts:
                     self._spawn(step)
                 await self._next_arrivals()
+            if task.cancelling():
+                raise asyncio.CancelledError  # a call has swallowed it; nothing more is started
             rounds += 1
             if rounds % BREATHE_EVERY == 0:
                 await asyncio.sleep(0)
@@ -205,11 +211,21 @@ class Driver:
     def _is_commit_due(self) -> bool:
         return self._urgent or self._steps_since_commit >= self.bench.config.agent.checkpoint_every
 
-    async def _commit(self) -> None:
+    async def _commit(self, starts: Sequence[Step] = ()) -> None:
+        """Make what was noted durable.
+
+        Args:
+            starts: calls among it that begin only afterwards; they are not written later if this fails.
+        """
         records, self._pending = self._pending, []
         self._urgent = False
         self._steps_since_commit = 0
-        at = await self.bench.store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
+        try:
+            at = await self.bench.store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
+        except BaseException:
+            begun = [record for record in records if not any(record is start for start in starts)]
+            self._pending = begun + self._pending  # for one more try while the driver stops
+            raise
         self._durable_seq += len(records)
         self.bench.log.publish(records, at)
 
@@ -256,8 +272,9 @@ class Driver:
                 self._wake = None
         arrived, self._arrived = self._arrived, []
         for task in arrived:
+            outcome = task.result()  # what it raises ends the driver, which saves the tasks that are still listed
             del self._tasks[task]
-            self._note_outcome(task.result())
+            self._note_outcome(outcome)
 
     async def _stop_calls(self) -> None:
         tasks = [task for task in self._tasks if not task.done()]
@@ -270,7 +287,7 @@ class Driver:
         """Write down what calls have brought already: a clean stop leaves as little in doubt as it can."""
         await self._stop_calls()
         for task in self._tasks:
-            if not task.cancelled() and task.exception() is None:
+            if task.done() and not task.cancelled() and task.exception() is None:
                 self._note_outcome(task.result())
         self._tasks.clear()
         if self._pending:

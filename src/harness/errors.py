@@ -8,6 +8,7 @@ HarnessError
  + CheckpointError               + CheckpointConflict  + OwnershipLost  + RunNotFound (KeyError)
                                  + RecordTooNew  + CheckpointCorrupt  + StoreBusy
  + RunIdTaken (ValueError)        this run id already names another goal
+ + RunStopped                    whoever drives the run was told to stop; it can be resumed
  + ConfigChanged                 a strict resume met a changed configuration
  + InternalError                 our bug: carries run key and seq
 """
@@ -32,7 +33,9 @@ class MissingExtra(HarnessError, ImportError):
     """
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs an optional package: pip install 'react-agent-harness[{extra}]'")
+        super().__init__(
+            f"{what} needs the extra {extra!r}: install it with pip install '.[{extra}]' from the checkout"
+        )
         self.extra = extra
 
 
@@ -122,6 +125,10 @@ class StoreBusy(CheckpointError):
 
 class RunIdTaken(HarnessError, ValueError):
     """This run id already names a run with another goal or agent."""
+
+
+class RunStopped(HarnessError):
+    """The run was stopped while it was waited for (its runtime was closed); it can be resumed."""
 
 
 class ConfigChanged(HarnessError):

@@ -9,7 +9,6 @@ import msgspec
 from harness.errors import ConfigError
 from harness.records import (
     VERSION,
-    ConfigDiffers,
     DriverStarted,
     Entry,
     ForkPoint,
@@ -41,7 +40,8 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
         record = entry.record
         if isinstance(record, LLMStarted) and record.step >= at:
             break
-        if not isinstance(record, (DriverStarted, ConfigDiffers, RunFailed, RunFinished, RunCancelled, Reopened)):
+        if not isinstance(record, (DriverStarted, RunFailed, RunFinished, RunCancelled, Reopened)):
             copied.append(record)
     fork = ForkPoint(source, at, len(copied))
-    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied]
+    # Whatever the past had used up of its steps and attempts, the fork begins anew.
+    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]

@@ -65,7 +65,13 @@ def script_origin() -> Origin:
             next(rest, None)
         elif not word.startswith("--resume="):
             words.append(word)
-    return Origin("script", ("python", *_main_program(), *words), os.getcwd())
+    command = ("python", *_main_program(), *words)
+    return Origin("script", tuple(_writable(word) for word in command), _writable(os.getcwd()))
+
+
+def _writable(word: str) -> str:
+    """Return a word of the command line that can be written as UTF-8."""
+    return word.encode("utf-8", "replace").decode()
 
 
 def _main_program() -> tuple[str, ...]:

@@ -7,18 +7,34 @@ outcome; our own cancellation, told apart by the watchdog and ``task.cancelling(
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import get_args
+
+import msgspec
 
 from harness import working_memory
 from harness.agent import AgentConfig
+from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
 from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
-from harness.llm.base import LLM, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
+from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
-from harness.records import Cut, LLMFailed, LLMFinished, LLMStarted, ToolFinished, ToolNotDone, ToolStarted, ToolStatus
+from harness.records import (
+    Cut,
+    FinishReason,
+    LLMFailed,
+    LLMFinished,
+    LLMStarted,
+    ToolFinished,
+    ToolNotDone,
+    ToolStarted,
+    ToolStatus,
+)
 from harness.state import CallState, ScopeState
 from harness.strategies.base import RunConfig
 from harness.stream import RunLog
@@ -26,6 +42,10 @@ from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, Tool
 from harness.watchdog import INFINITY, Watchdog
 
 MAX_BACKOFF_S = 60.0
+CLOSE_S = 5.0
+"""Seconds a model's stream may take to close."""
+
+logger = logging.getLogger("harness")
 
 
 async def _nothing() -> None:
@@ -97,28 +117,32 @@ async def call_llm(
     response: LLMResponse | None = None
     shown, is_step = False, start.purpose == "step"
     settings = request.settings
-    stream = bench.llm.stream(request)
+    stream: AsyncIterator[LLMDelta] | None = None
     try:
+        stream = bench.llm.stream(request)
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
             watchdog.seen = True
             if type(delta) is ResponseDone:
                 response = delta.response
-            elif is_step and log.wants_tokens:
+                break
+            if is_step and log.wants_tokens:
                 shown = True
                 log.delta(delta.text, type(delta) is ReasoningDelta)
         watchdog.stop()
         if response is None:
             raise MalformedResponse("the reply ended before it was complete", transient=True)
+        outcome = _llm_outcome(bench, start, response)
     except BaseException as error:
         failed = _llm_failure(bench, start, watchdog, error)
         if shown:
             log.discard(failed.error if failed else "interrupted")
-        await _close(stream)
+        await _close(stream, watchdog)
         if failed is None:
             raise
         return failed
-    return _llm_outcome(bench, start, response)
+    await _close(stream, watchdog)
+    return outcome
 
 
 def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMRequest:
@@ -137,23 +161,50 @@ def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLM
 
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
+    """Write down a reply. A model object may be anybody's: raises where the journal could not be read back."""
     parts = tuple([_clean(part) for part in response.parts])
+    if response.finish not in _FINISHES:
+        raise ValueError(f"its finish reason must be one of {', '.join(_FINISHES)}, not {response.finish!r}")
     tokens = working_memory.part_tokens(parts, bench.config.count)
     return LLMFinished(
         start.step,
         bench.clock(),
         parts,
         response.finish,
-        response.usage,
+        _counted(response.usage),
         start.scope,
         start.attempt,
         start.purpose,
-        response.model,
-        response.response_id,
-        _text(response.malformed),
-        response.confidence,
+        _text(response.model or ""),
+        _text(response.response_id or ""),
+        _text(response.malformed or ""),
+        _sure(response.confidence),
         tokens,
     )
+
+
+_FINISHES: tuple[FinishReason, ...] = get_args(FinishReason)
+
+
+def _counted(usage: Usage) -> Usage:
+    """Return a usage of whole numbers that are not negative, whatever a model object reports."""
+    for name in Usage.__struct_fields__:
+        value = getattr(usage, name)
+        if type(value) is not int or value < 0:
+            break
+    else:
+        return usage
+    return Usage(*(_whole(getattr(usage, name)) for name in Usage.__struct_fields__))
+
+
+def _whole(value: object) -> int:
+    return max(0, round(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
+
+
+def _sure(confidence: object) -> float | None:
+    if isinstance(confidence, (int, float)) and math.isfinite(confidence):
+        return min(1.0, max(0.0, float(confidence)))
+    return None
 
 
 def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException) -> LLMFailed | None:
@@ -161,17 +212,20 @@ def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error:
     asked: float | None = None
     refused = False
     if isinstance(error, asyncio.CancelledError):
-        if not watchdog.caught():
+        if watchdog.caught():
+            transient, text = True, "no reply within its deadline"
+        elif _is_cancelled():
             return None
-        transient, text = True, "no reply within its deadline"
+        else:
+            transient, text = False, "the model call cancelled itself"
     else:
         watchdog.stop()
-        if not isinstance(error, Exception):
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
             return None
         transient = isinstance(error, LLMError) and error.transient
         asked = error.retry_after_s if isinstance(error, LLMError) else None
         refused = isinstance(error, LLMRefused)
-        text = str(error) if isinstance(error, LLMError) else f"{type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, LLMError) else _described(error)
     retry_in_s = backoff_s(start.attempt, asked) if transient else 0.0
     return LLMFailed(
         start.step,
@@ -186,10 +240,34 @@ def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error:
     )
 
 
-async def _close(stream: object) -> None:
+async def _close(stream: object, watchdog: Watchdog) -> None:
+    """Close a model's stream. Whatever that does, the reply or the failure before it stands."""
     close = getattr(stream, "aclose", None)
-    if close is not None:
+    if close is None:
+        return
+    watchdog.start(CLOSE_S)
+    try:
         await close()
+    except asyncio.CancelledError:
+        if not watchdog.caught() and _is_cancelled():
+            raise
+    except Exception as error:
+        logger.warning("run: closing a model's stream failed: %s", _described(error))
+    finally:
+        watchdog.stop()
+
+
+def _is_cancelled() -> bool:
+    """Say whether somebody wants the running task to stop, rather than a call having made the exception up."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
@@ -210,7 +288,12 @@ def _validated(bench: Workbench, call: ToolCall) -> Mapping[str, object]:
     if tool is None:
         known = ", ".join(bench.tools) or "none"
         raise InvalidArguments(f"unknown tool {call.name!r}; the tools are: {known}")
-    return tool.validate(call.arguments)
+    try:
+        return tool.validate(call.arguments)
+    except InvalidArguments:
+        raise
+    except Exception as error:
+        raise InvalidArguments(f"the arguments cannot be checked: {_described(error)}") from error
 
 
 async def call_tool(
@@ -235,11 +318,12 @@ async def call_tool(
             return await _reconcile(bench, scope, index, call, tool, args, context)
         output = await tool(args, context)
         watchdog.stop()
+        if type(output) is not ToolOutput or type(output.text) is not str:
+            raise TypeError(f"a tool must return a ToolOutput with a text, not {type(output).__name__}")
     except asyncio.CancelledError:
         if watchdog.caught():
             return await _late(bench, scope, start, call, tool, args, context)
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if _is_cancelled():
             raise
         return _finished(bench, scope, index, call, "error", "the tool cancelled itself (CancelledError)")
     except ToolError as error:
@@ -249,7 +333,7 @@ async def call_tool(
         raise
     except BaseException as error:
         watchdog.stop()
-        return _finished(bench, scope, index, call, "error", f"{type(error).__name__}: {error}")
+        return _finished(bench, scope, index, call, "error", _described(error))
     # Outside of the above: a store that cannot keep the result is not the tool's error.
     cut = await _keep(bench, output.text) if len(output.text) > bench.agent.max_result_chars else None
     return _success(bench, scope, index, call, output, "ok", cut)
@@ -270,13 +354,15 @@ async def _late(
     context: ToolContext[object],
 ) -> ToolFinished | ToolNotDone:
     """Settle a call that did not end in time."""
-    seconds = f"{tool.spec.timeout_s:g} s"
+    limit = f"within {tool.spec.timeout_s:g} s"
+    if context.deadline >= bench.wall_end:
+        limit = "before the run's wall-clock limit was over"
     if start.effect != "once":
-        return _finished(bench, scope, start.index, call, "timeout", f"{start.tool} did not end within {seconds}")
+        return _finished(bench, scope, start.index, call, "timeout", f"{start.tool} did not end {limit}")
     if tool.spec.reconciles and not start.reconcile:
         return await _reconcile(bench, scope, start.index, call, tool, args, context)
     text = (
-        f"{start.tool} did not end within {seconds} and its outcome is unknown: it may or may not have had its effect. "
+        f"{start.tool} did not end {limit} and its outcome is unknown: it may or may not have had its effect. "
         "Find out what happened before you call it again."
     )
     return _finished(bench, scope, start.index, call, "unknown", text)
@@ -299,10 +385,9 @@ async def _reconcile(
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            detail = f" (asking what became of it failed: {type(error).__name__}: {error})"
+            detail = f" (asking what became of it failed: {_described(error)})"
     if isinstance(verdict, ToolOutput):
         cut = await _keep(bench, verdict.text) if len(verdict.text) > bench.agent.max_result_chars else None
         return _success(bench, scope, index, call, verdict, "reconciled", cut)
@@ -369,13 +454,19 @@ def _text(text: str) -> str:
 
 
 def _clean(part: Part) -> Part:
+    """Return a part that can be written down and read back.
+
+    Raises:
+        TypeError, AttributeError: it is no part of a reply, or not of texts.
+    """
     # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
-    if type(part) is ToolCall:
-        if part.arguments.isascii() and part.name.isascii() and part.id.isascii():
-            return part
-        return ToolCall(_text(part.id), _text(part.name), _text(part.arguments))
     if type(part) is Text:
         return part if part.text.isascii() else Text(_text(part.text))
+    if type(part) is ToolCall:
+        if part.id.isascii() and part.name.isascii() and part.arguments.isascii():
+            return part
+        return ToolCall(_text(part.id), _text(part.name), _text(part.arguments))
     if type(part) is Reasoning:
+        msgspec.json.encode(part.provider_data)
         return part if part.text.isascii() else Reasoning(_text(part.text), part.provider_data)
-    return part
+    raise TypeError(f"a reply holds Text, Reasoning and ToolCall, not {type(part).__name__}")

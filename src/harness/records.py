@@ -399,5 +399,5 @@ def _explain(data: bytes, where: str, error: Exception) -> RecordTooNew | Checkp
 def _too_new(where: str, what: str) -> str:
     return (
         f"{where} was written by a newer react-agent-harness ({what}; this one reads up to version {VERSION}): "
-        "upgrade with pip install -U react-agent-harness"
+        "update react-agent-harness to go on"
     )

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from harness.active import ActiveRun
-from harness.errors import ConfigError
+from harness.errors import ConfigError, RunStopped
 from harness.events import Event
 from harness.records import Entry
 from harness.result import RunResult, result_of
@@ -36,6 +36,23 @@ class OverRun:
 
 Run: TypeAlias = ActiveRun | OverRun
 """A run that is driven here, or one that is over."""
+
+
+async def result_of_run(run: Run) -> RunResult:
+    """Wait for a run's result.
+
+    Raises:
+        RunStopped: somebody else stopped it.
+    """
+    if isinstance(run, OverRun):
+        return run.result()
+    try:
+        return await asyncio.shield(run.task)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if run.task.cancelled() and task is not None and not task.cancelling():
+            raise RunStopped(f"run {run.run_id!r} was stopped; it can be resumed") from None
+        raise
 
 
 class RunStream:
@@ -97,17 +114,12 @@ class RunStream:
         viewer = self._viewer or await self._open()
         if viewer.ready:
             return viewer.ready.popleft()
-        try:
-            event = await viewer.next()
-        except asyncio.CancelledError:
-            await self._close(cut=True)
-            raise
+        event = await viewer.next()
         if event is not None:
             return event
-        if self.result is None:
-            run = self._run
-            self.result = run.result() if isinstance(run, OverRun) else await asyncio.shield(run.task)  # type: ignore[union-attr]  # a viewer exists only of a run
+        if self.result is None and self._run is not None:
             self._closed = True
+            self.result = await result_of_run(self._run)
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
@@ -14,7 +15,7 @@ from harness.active import ActiveRun
 from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig
 from harness.checkpoint.base import LEASE_S, CheckpointStore, RunQuery, RunSummary, lease_clock, this_process
-from harness.errors import ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
+from harness.errors import ConfigChanged, ConfigError, HarnessError, OwnershipLost, RunIdTaken, RunNotFound
 from harness.fork import fork_records
 from harness.keys import join_key, new_run_id, split_key
 from harness.llm import as_llm
@@ -32,7 +33,7 @@ from harness.records import (
 )
 from harness.registry import AgentRegistry, ToolRegistry, differences
 from harness.result import RunResult
-from harness.run_stream import OverRun, Run, RunStream
+from harness.run_stream import OverRun, Run, RunStream, result_of_run
 from harness.state import RunState, fold
 from harness.wiring import Wiring
 
@@ -106,7 +107,7 @@ class AgentRuntime:
         self._strict = strict
         self._origin = origin
         self._lease_s = lease_s
-        self._process = this_process()
+        self._pid = os.getpid()
         self._active: dict[str, ActiveRun] = {}
         self._wirings: dict[tuple[str, int], Wiring] = {}  # by agent and how many tools there were
         self._starting: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -192,7 +193,7 @@ class AgentRuntime:
             raise RunNotFound(key)
         new_id = run_id or new_run_id()
         records = fork_records(source, entries, at)
-        owner = await self.store.claim(new_id, self._process)
+        owner = await self.store.claim(new_id, this_process())
         try:
             if [entry async for entry in self.store.read(new_id)]:
                 raise RunIdTaken(f"run id {new_id!r} exists; choose another for the fork")
@@ -218,6 +219,9 @@ class AgentRuntime:
         done: list[RunResult] = []
         for result in results:
             if isinstance(result, OwnershipLost):
+                continue
+            if isinstance(result, HarnessError):
+                logger.warning("a run could not be recovered: %s", result)
                 continue
             if isinstance(result, BaseException):
                 raise result
@@ -264,6 +268,9 @@ class AgentRuntime:
     async def _begin(self, agent_id: str, goal: str, run_id: str | None) -> Run:
         if self._auto_resume and (key := host.maybe_resume_key()) is not None:
             return await self._resume(key, None, announce=True)
+        if run_id == "":
+            raise ConfigError("run_id must not be empty; leave it out for one of ours")
+        goal = goal.encode("utf-8", "replace").decode()
         agent = self.agent_registry.get(agent_id)
         if run_id is None:
             return await self._open(new_run_id(), agent, goal, self._store_for(agent))
@@ -272,10 +279,12 @@ class AgentRuntime:
 
     async def _resume(self, key: str, strict: bool | None, *, announce: bool = False) -> Run:
         run_id, *rest = split_key(key)
+        if (rest or run_id != key) and await self._exists(key):
+            run_id, rest = key, []  # an id of the caller's own, as it is and not as a key
         async with self._lock(run_id):
-            if (active := self._active.get(run_id)) is not None:
+            if (active := await self._running(run_id)) is not None:
                 return active
-            entries = [entry async for entry in self.store.read(run_id)]
+            store, entries = await self._find(run_id)
             if not entries:
                 raise RunNotFound(key)
             first, last = entries[0].record, entries[-1].record
@@ -285,7 +294,38 @@ class AgentRuntime:
             if isinstance(last, (RunFinished, RunCancelled)):
                 return OverRun(fold(run_id, entries), entries)
             agent = self.agent_registry.get(agent_id)
-            return await self._open(run_id, agent, None, self.store, known=entries, strict=strict, announce=announce)
+            return await self._open(run_id, agent, None, store, known=entries, strict=strict, announce=announce)
+
+    async def _find(self, run_id: str) -> tuple[CheckpointStore, list[Entry]]:
+        """Read a run from where it is kept: the store, or memory for an agent that asks for no checkpoints."""
+        entries = [entry async for entry in self.store.read(run_id)]
+        if not entries and self._memory_store is not None:
+            return self._memory_store, [entry async for entry in self._memory_store.read(run_id)]
+        return self.store, entries
+
+    async def _exists(self, run_id: str) -> bool:
+        async for _ in self.store.read(run_id):
+            return True
+        return False
+
+    async def _running(self, run_id: str) -> ActiveRun | None:
+        """Return the run where it is driven here and now: not by a parent process, nor on a loop that is gone."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._active.clear()
+            self._starting.clear()
+        active = self._active.get(run_id)
+        if active is None:
+            return None
+        if active.is_stranded:
+            self._active.pop(run_id, None)
+            await active.give_up()
+            return None
+        if active.stopping:
+            await asyncio.wait({active.task})
+            self._active.pop(run_id, None)
+            return None
+        return active
 
     async def _open(
         self,
@@ -298,12 +338,12 @@ class AgentRuntime:
         strict: bool | None = None,
         announce: bool = False,
     ) -> Run:
-        if (active := self._active.get(run_id)) is not None:
+        if (active := await self._running(run_id)) is not None:
             self._check_same(active.log.entries, run_id, agent, goal)
             return active
         wiring = self._wiring_of(agent)
         claimed_at = lease_clock()
-        owner = await store.claim(run_id, self._process, lease_s=self._lease_s)
+        owner = await store.claim(run_id, this_process(), lease_s=self._lease_s)
         try:
             # Whoever owned the run before may have gone on since ``known`` was read.
             entries = [*known, *[entry async for entry in store.read(run_id, after=len(known))]]
@@ -336,7 +376,7 @@ class AgentRuntime:
         self, state: RunState, wiring: Wiring, goal: str | None, *, strict: bool | None, announce: bool
     ) -> list[Record]:
         if state.started is None:
-            text = (goal or "").encode("utf-8", "replace").decode()
+            text = goal or ""
             tokens = wiring.config.count(text)
             origin = self._origin or host.script_origin()
             return [RunStarted(VERSION, text, wiring.agent.agent_id, wiring.fingerprints, tokens, origin=origin)]
@@ -394,7 +434,7 @@ class AgentRuntime:
             return run.result()
         run.join()
         try:
-            return await asyncio.shield(run.task)
+            return await result_of_run(run)
         except asyncio.CancelledError:
             await run.leave()
             self._hint(run)

@@ -28,6 +28,7 @@ class CallState(msgspec.Struct, eq=False):
         started_at: when that was, seconds since the epoch.
         attempt: how often it was started.
         effect: the strictest effect it was ever started with.
+        copied: that was in the run this one is a fork of.
         may_run: its reconcile said that the lost start had no effect.
         result: its outcome, once there is one.
     """
@@ -38,6 +39,7 @@ class CallState(msgspec.Struct, eq=False):
     started_at: float = 0.0
     attempt: int = 0
     effect: r.Effect = "read"
+    copied: bool = False
     may_run: bool = False
     result: r.ToolFinished | None = None
 
@@ -354,6 +356,7 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     call.started_at = at
     call.started_by = state.process
     call.attempt = record.attempt
+    call.copied = state.ledger is state.inherited
     call.may_run = False
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect

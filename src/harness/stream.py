@@ -7,9 +7,12 @@ and those of calls that are recorded meanwhile are dropped, since the record hol
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections import deque
 
+from harness.errors import ConfigError
 from harness.events import Discarded, Event, Progress, Token, events_of
 from harness.records import Entry, Record
 
@@ -49,7 +52,7 @@ class Viewer:
         self._cursor = cursor
         self.tokens = tokens
         # (number of entries that come before, what to show)
-        self._backlog: deque[tuple[int, _Joined | Event]] = deque(maxlen=MAX_BACKLOG)
+        self._backlog: deque[tuple[int, _Joined | Event]] = deque()
         self._joining: _Joined | None = None  # the last item of the backlog, as long as tokens may be added to it
         self.ready: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -68,14 +71,26 @@ class Viewer:
             last.texts.append(text)
             return
         joined = _Joined(text, reasoning)
-        self._backlog.append((len(self._log.entries), joined))
+        self._add(joined)
         self.wake()
         self._joining = joined
 
     def ephemeral(self, event: Event) -> None:
         """Take an event that is no record."""
-        self._backlog.append((len(self._log.entries), event))
+        self._add(event)
         self.wake()
+
+    def _add(self, item: _Joined | Event) -> None:
+        """Add to the backlog. What falls out of a full one is never the word that tokens are to be taken back."""
+        backlog = self._backlog
+        if len(backlog) >= MAX_BACKLOG:
+            for index, (_, old) in enumerate(backlog):
+                if not isinstance(old, Discarded):
+                    del backlog[index]
+                    break
+            else:
+                backlog.popleft()
+        backlog.append((len(self._log.entries), item))
 
     async def next(self) -> Event | None:
         """Return the next event, waiting for it; None when the run's stream has ended and all was shown."""
@@ -102,6 +117,8 @@ class Viewer:
         self._cursor += len(entries)
 
     async def _something_new(self) -> None:
+        if self._waiter is not None:
+            raise ConfigError("two tasks read one stream; resume_stream() gives each one of its own")
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter
@@ -127,7 +144,7 @@ class RunLog:
         wants_tokens: at least one viewer shows tokens.
     """
 
-    __slots__ = ("_viewers", "agent_id", "ended", "entries", "run_id", "wants_tokens")
+    __slots__ = ("_loop", "_thread", "_viewers", "agent_id", "ended", "entries", "run_id", "wants_tokens")
 
     def __init__(self, run_id: str, agent_id: str, entries: list[Entry]) -> None:
         self.run_id = run_id
@@ -136,6 +153,8 @@ class RunLog:
         self.ended = False
         self.wants_tokens = False
         self._viewers: list[Viewer] = []
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     @property
     def seq(self) -> int:
@@ -163,7 +182,13 @@ class RunLog:
                 viewer.ephemeral(Discarded(self.run_id, self.agent_id, self.seq, time.time(), reason=reason))
 
     def progress(self, tool: str, text: str) -> None:
-        """Show how far a tool is."""
+        """Show how far a tool is; from any thread."""
+        if threading.get_ident() != self._thread:
+            with contextlib.suppress(RuntimeError):  # the loop was closed; nobody watches any more
+                self._loop.call_soon_threadsafe(self.progress, tool, text)
+            return
+        if self.ended:
+            return
         for viewer in self._viewers:
             viewer.ephemeral(Progress(self.run_id, self.agent_id, self.seq, time.time(), tool=tool, text=text))
 

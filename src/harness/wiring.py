@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Callable
+
 import msgspec
 
 from harness.agent import AgentConfig
@@ -13,7 +17,9 @@ from harness.perform import Workbench
 from harness.registry import ToolRegistry, fingerprints
 from harness.strategies.base import RunConfig
 from harness.stream import RunLog
-from harness.working_memory import chars_over_four
+from harness.working_memory import TokenCounter, chars_over_four
+
+logger = logging.getLogger("harness")
 
 
 class Wiring:
@@ -45,7 +51,7 @@ class Wiring:
         self._tools = tools.of_agent(agent)
         self._llm = llm if agent.llm is None else as_llm(agent.llm)
         specs = {name: tool.spec for name, tool in self._tools.items()}
-        count = agent.token_counter or chars_over_four
+        count = chars_over_four if agent.token_counter is None else _checked(agent.token_counter)
         overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
         self.config = RunConfig(agent, specs, limits, overhead, count)
         self.fingerprints = fingerprints(agent, specs, self._llm)
@@ -53,3 +59,16 @@ class Wiring:
     def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
         """Build what a driver performs calls with."""
         return Workbench(run_id, self.config, self._llm, self._tools, store, log, self._deps)
+
+
+def _checked(counter: Callable[[str], object]) -> TokenCounter:
+    """Return a user's token counter as one that always gives a whole number."""
+
+    def count(text: str) -> int:
+        try:
+            return max(0, math.ceil(counter(text)))  # type: ignore[arg-type]  # whatever is no number is caught
+        except Exception as error:
+            logger.warning("the token counter failed on %d characters: %s: %s", len(text), type(error).__name__, error)
+            return chars_over_four(text)
+
+    return count

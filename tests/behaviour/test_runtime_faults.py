@@ -105,7 +105,8 @@ async def test_a_store_that_is_down_for_a_while(store: CheckpointStore, tmp_path
             failures += 1
             continue
         break
-    assert (failures, result.answer) == (4, "Put and mailed.")
+    # Each run tries its append once more while it stops.
+    assert (failures, result.answer) == (2, "Put and mailed.")
     assert len(mail.effects()) == 1
 
 

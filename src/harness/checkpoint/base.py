@@ -209,7 +209,11 @@ def _start_time_without_procfs(pid: int) -> str | None:
 
 def this_process() -> ProcessId:
     """Identify the calling process (anew after a fork)."""
-    pid = os.getpid()
+    return _identify(os.getpid())
+
+
+@functools.lru_cache(1)
+def _identify(pid: int) -> ProcessId:
     return ProcessId(platform.node(), _boot_id(), pid, _start_time(pid) or "")
 
 

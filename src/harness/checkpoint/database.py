@@ -199,7 +199,7 @@ class Database:
         if cast("int", version) > SCHEMA_VERSION:
             raise RecordTooNew(
                 f"{str(self.path)!r} was written by a newer react-agent-harness (layout {version}; this one reads up "
-                f"to {SCHEMA_VERSION}): upgrade with pip install -U react-agent-harness"
+                f"to {SCHEMA_VERSION}): update react-agent-harness to go on"
             )
         return False
 

@@ -65,7 +65,7 @@ def _parse(text: bytes, where: str) -> Line | None:
             return line
     raise RecordTooNew(
         f"{where} was written by a newer react-agent-harness (layout {version}; this one reads up to "
-        f"{FORMAT_VERSION}): upgrade with pip install -U react-agent-harness"
+        f"{FORMAT_VERSION}): update react-agent-harness to go on"
     )
 
 

@@ -6,15 +6,18 @@ import os
 import sys
 import traceback
 from dataclasses import dataclass
+from inspect import Parameter as Kind
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn, cast
 
 import msgspec
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from harness.cli import commands
 from harness.cli.choices import Choices
-from harness.cli.codes import FAILED, INTERRUPTED, USAGE, silence_stdout
+from harness.cli.codes import FAILED, INTERRUPTED, USAGE, OutputLost, silence_stdout, take_stdout
+from harness.cli.places import advised
 from harness.cli.text import safe
 from harness.errors import ConfigError, HarnessError, InternalError, RunIdTaken, RunNotFound
 
@@ -231,6 +234,8 @@ def _output(output: Output) -> commands.Output:
 
 def main() -> NoReturn:
     """Run the command line. Every error is one sentence on stderr and a non-zero exit code."""
+    _mend_streams()
+    take_stdout()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # the real streams are text wrappers
     try:
@@ -239,7 +244,25 @@ def main() -> NoReturn:
     except BrokenPipeError:
         silence_stdout()
         code = FAILED
+    except OutputLost as error:
+        silence_stdout()
+        code = _fail(f"stdout cannot be written: {error.strerror}", FAILED, error)
     raise SystemExit(code)
+
+
+def _mend_streams() -> None:
+    """Put the null device where a stream is closed; without a stdout there is nothing to do."""
+    closed = cast("list[object]", [sys.stdin, sys.stdout, sys.stderr])
+    # In this order each file takes the lowest free number, the very one that was closed.
+    if closed[0] is None:
+        sys.stdin = open(os.devnull)
+    if closed[1] is None:
+        sys.stdout = open(os.devnull, "w")
+    if closed[2] is None:
+        sys.stderr = open(os.devnull, "w")
+    if closed[1] is None:
+        print("harness: stdout is closed: there is nowhere to print to", file=sys.stderr)
+        raise SystemExit(FAILED)
 
 
 def _run(words: list[str]) -> int:
@@ -254,8 +277,8 @@ def _run(words: list[str]) -> int:
     except (ConfigError, RunIdTaken, RunNotFound) as error:
         return _fail(str(error), USAGE, error)
     except HarnessError as error:
-        return _fail(str(error), FAILED, error)
-    except BrokenPipeError:
+        return _fail(advised(str(error)), FAILED, error)
+    except (BrokenPipeError, OutputLost):
         raise
     except OSError as error:
         name = f" {error.filename!r}" if error.filename else ""
@@ -266,6 +289,11 @@ def _run(words: list[str]) -> int:
 
 
 def _sentence(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError) and error.command_chain and error.target is not None:
+        kinds = [parameter.kind for parameter in signature(error.target).parameters.values()]
+        more = "more words (put those that belong together in quotes)" if Kind.POSITIONAL_ONLY in kinds else "words"
+        words = ", ".join(map(repr, error.unused_tokens or ()))
+        return f"{' '.join(error.command_chain)} takes no {more}: {words}"
     return " ".join(str(error).split())
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
+from collections.abc import Generator
 
 from harness import host
 from harness.cli.text import safe
@@ -14,8 +17,43 @@ from harness.result import Cancelled, Failed, Finished, Parked, RunResult
 OK, FAILED, USAGE, WAITS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 
+class OutputLost(OSError):
+    """Standard output takes no more: a full disk, most likely."""
+
+
+class Output(io.TextIOWrapper):
+    """Standard output whose errors can be told from those of other files."""
+
+    def write(self, text: str, /) -> int:
+        """Write, or raise OutputLost."""
+        with _telling():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flush, or raise OutputLost."""
+        with _telling():
+            super().flush()
+
+
+@contextlib.contextmanager
+def _telling() -> Generator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputLost(error.errno, error.strerror) from error
+
+
+def take_stdout() -> None:
+    """Make standard output tell its errors; a stand-in for it is left as it is."""
+    out = sys.stdout
+    if type(out) is io.TextIOWrapper:
+        sys.stdout = Output(out.buffer, out.encoding, out.errors, line_buffering=out.line_buffering)
+
+
 def silence_stdout() -> None:
-    """Let what is still buffered go nowhere: flushing it at exit would complain about the broken pipe again."""
+    """Let what is still buffered go nowhere: flushing it at exit would complain about the lost output again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -19,8 +19,9 @@ from harness.cli.choices import Choices
 from harness.cli.codes import FAILED, OK, USAGE, exit_code, report
 from harness.cli.endpoint import Protocol
 from harness.cli.ledger import Ledger
+from harness.cli.places import check_state_folder
 from harness.cli.screen import Header
-from harness.cli.text import age, one_line, safe
+from harness.cli.text import age, count, one_line, safe
 from harness.errors import ConfigError, LLMError, RunNotFound
 from harness.events import Event, TaskDone, events_of
 from harness.keys import join_key, split_key
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from harness.run_stream import RunStream
 
 T = TypeVar("T")
+
+KEY_WIDTH = 40
+"""Characters of a key in a listing; a longer one is shown whole by ``runs --json``."""
 
 UNFINISHED: tuple[RunStatus, ...] = ("interrupted", "failed")
 
@@ -58,6 +62,7 @@ def run(goal: str, choices: Choices, *, run_id: str | None, output: Output, trus
     """Start a run."""
     if not goal.strip():
         raise ConfigError('say what to do: harness run "your question"')
+    _check_run_id(run_id)
     from harness.cli.wiring import wire
 
     return _start(goal, wire(choices, trust=trust), run_id, output)
@@ -65,6 +70,7 @@ def run(goal: str, choices: Choices, *, run_id: str | None, output: Output, trus
 
 def demo(choices: Choices, run_id: str | None, output: Output) -> int:
     """Start the demonstration."""
+    _check_run_id(run_id)
     from harness.cli.demo import load
     from harness.cli.wiring import wire
 
@@ -74,6 +80,7 @@ def demo(choices: Choices, run_id: str | None, output: Output) -> int:
 def _start(goal: str, wired: Wired, run_id: str | None, output: Output) -> int:
     from harness.cli.driving import drive
 
+    check_state_folder()
     header = Header(goal, wired.facts, wired.notes)
     ledger = Ledger(run_id or "", wired.limits)
 
@@ -89,8 +96,8 @@ def resume(key: str | None, flags: Choices, *, last: bool, output: Output, trust
         raise ConfigError("give a key or --last, not both")
     if key is None:
         key = _await(_choose(last=last))
-    entries = _await(_read(key))
-    state = fold(split_key(key)[0], entries)
+    state, entries = _await(_read(key))
+    key = join_key(state.run_id)
     screen = screens.choose(as_json=output.as_json, tokens=output.tokens)
     if state.over is not None:
         return _print_end(state, entries, as_json=output.as_json)
@@ -104,7 +111,7 @@ def resume(key: str | None, flags: Choices, *, last: bool, output: Output, trust
     wired = wire(choices, trust=trust, server_named=flags.llm is not None)
     ledger = Ledger(state.run_id, wired.limits)
     ledger.follow(entries)
-    done = f"resumed after {state.steps} step{'' if state.steps == 1 else 's'}"
+    done = f"resumed after {count(state.steps, 'step')}"
     goal = state.started.goal if state.started else ""
     header = Header(goal, (done, *wired.facts), wired.notes)
 
@@ -184,7 +191,13 @@ def list_runs(status: RunStatus | None, limit: int, *, as_json: bool) -> int:
         return OK
     now = time.time()
     rows = [
-        (safe(join_key(run.run_id)), run.status, safe(run.agent_id), age(now - run.started_at), one_line(run.goal, 60))
+        (
+            _short(safe(join_key(run.run_id))),
+            run.status,
+            safe(run.agent_id),
+            age(now - run.started_at),
+            one_line(run.goal, 60),
+        )
         for run in found
     ]
     names = ("key", "status", "agent", "age", "goal")
@@ -197,6 +210,10 @@ def list_runs(status: RunStatus | None, limit: int, *, as_json: bool) -> int:
     for row in (names, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return OK
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= KEY_WIDTH else key[: KEY_WIDTH - 1] + "…"
 
 
 def _summary_as_json(run: RunSummary) -> dict[str, object]:
@@ -214,8 +231,7 @@ def _summary_as_json(run: RunSummary) -> dict[str, object]:
 
 def show(key: str, *, full: bool, as_json: bool) -> int:
     """Show a run's steps."""
-    entries = _await(_read(key))
-    state = fold(split_key(key)[0], entries)
+    state, entries = _await(_read(key))
     if as_json:
         for event in _events(state, entries):
             screens.print_json(screens.event_as_json(event))
@@ -259,7 +275,7 @@ def _show(state: RunState, entries: list[Entry], screen: screens.Plain | Tree, s
         screen.end(result)
         report(result)
     else:
-        screen.note(f"{state.steps} steps · {ledger.line()}")
+        screen.note(f"{count(state.steps, 'step')} · {ledger.line()}")
         print(f"Resume: {safe(host.resume_command(started.origin, key))}", flush=True)
 
 
@@ -282,15 +298,15 @@ def fork(key: str, *, at: int | None, run_id: str | None) -> int:
     """Copy a run."""
     from harness.runtime import AgentRuntime
 
-    _await(_read(key))  # a wrong key is refused before anything is made
+    _check_run_id(run_id)
+    source, _ = _await(_read(key))  # a wrong key is refused before anything is made
 
     async def copy() -> str:
         async with AgentRuntime(llm=_NoModel(), auto_resume=False) as runtime:
-            return await runtime.fork(key, at=at, run_id=run_id)
+            return await runtime.fork(join_key(source.run_id), at=at, run_id=run_id)
 
     new = join_key(_await(copy()))
-    entries = _await(_read(new))
-    state = fold(new, entries)
+    state, _ = _await(_read(new))
     origin = state.started.origin if state.started else None
     print(new)
     print(f"Resume: {safe(host.resume_command(origin, new))}", flush=True)
@@ -368,7 +384,12 @@ def _await(work: Coroutine[None, None, T]) -> T:
 
 @asynccontextmanager
 async def _store() -> AsyncGenerator[CheckpointStore | None]:
-    """Open the store; None where there is none yet: looking must not make one."""
+    """Open the store; None where there is none yet: looking must not make one.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
+    check_state_folder()
     if not host.default_database().exists():
         yield None
         return
@@ -381,21 +402,28 @@ async def _store() -> AsyncGenerator[CheckpointStore | None]:
         await store.close()
 
 
-async def _read(key: str) -> list[Entry]:
-    """Return a run's journal.
+async def _read(key: str) -> tuple[RunState, list[Entry]]:
+    """Return a run and its journal.
+
+    A key that names none is tried as a run id too: who gave the id ``a:b`` may not know that its key is ``a%3Ab``.
 
     Raises:
         RunNotFound: there is none under this key.
     """
-    run_id, *rest = split_key(key)
-    entries: list[Entry] = []
     async with _store() as store:
-        if store is not None:
+        if store is None:
+            raise RunNotFound(key)
+        for run_id, *rest in (split_key(key), (key,)):
             entries = [entry async for entry in store.read(run_id)]
-    state = fold(run_id, entries)
-    if state.started is None or (rest and rest != [state.started.agent_id]):
-        raise RunNotFound(key)
-    return entries
+            state = fold(run_id, entries)
+            if state.started is not None and (not rest or rest == [state.started.agent_id]):
+                return state, entries
+    raise RunNotFound(key)
+
+
+def _check_run_id(run_id: str | None) -> None:
+    if run_id is not None and not run_id.strip():
+        raise ConfigError("--run-id is empty: give the run an id, or leave the flag out")
 
 
 async def _summaries(query: RunQuery) -> list[RunSummary]:

@@ -16,6 +16,7 @@ from harness import host
 from harness.checkpoint.base import RunQuery
 from harness.cli import config
 from harness.cli.endpoint import NoLLM, find_endpoint
+from harness.cli.places import advised, check_state_folder
 from harness.cli.screen import is_terminal
 from harness.cli.text import safe
 from harness.errors import HarnessError
@@ -43,7 +44,7 @@ def examine() -> int:
         try:
             finding = check()
         except (HarnessError, OSError) as error:
-            finding = Finding(False, str(error))
+            finding = Finding(False, advised(str(error)))
         broken |= finding.good is False
         mark = {True: "ok  ", False: "BAD ", None: "--  "}[finding.good]
         print(f"{mark}{name:<10}{safe(finding.text)}")
@@ -57,11 +58,10 @@ def _python() -> Finding:
 
 def _state() -> Finding:
     folder = host.state_dir()
+    check_state_folder()
     there = folder
-    while not there.exists() and there != there.parent:
+    while not there.exists():
         there = there.parent
-    if not there.is_dir():
-        return Finding(False, f"{there} is no folder: set HARNESS_HOME to one")
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding(False, f"{there} cannot be written: set HARNESS_HOME to a folder of yours")
     made = "" if folder.exists() else " (made at the first run)"
@@ -102,7 +102,7 @@ def _llm() -> Finding:
 def _extras() -> Finding:
     missing = [extra for extra, module in EXTRAS.items() if find_spec(module) is None]
     if missing:
-        return Finding(None, f"not installed: {', '.join(missing)} (pip install 'react-agent-harness[{missing[0]}]')")
+        return Finding(None, f"not installed: {', '.join(missing)} (pip install '.[{missing[0]}]' from the checkout)")
     return Finding(True, ", ".join(EXTRAS))
 
 

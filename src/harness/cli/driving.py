@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from harness import host
-from harness.cli.codes import INTERRUPTED, exit_code, report, silence_stdout
+from harness.cli.codes import FAILED, INTERRUPTED, OutputLost, exit_code, report, silence_stdout
 from harness.cli.interrupts import Interrupts
 from harness.cli.ledger import Ledger
 from harness.cli.screen import Header, Screen
@@ -43,6 +43,12 @@ def drive(wired: Wired, start: Callable[[], RunStream], screen: Screen, header: 
             # Nobody looks any more: the run stops as it would at Ctrl-C.
             silence_stdout()
             code = INTERRUPTED if viewing.code is None else viewing.code
+        except OutputLost as error:
+            silence_stdout()
+            print(f"harness: stdout cannot be written: {error.strerror}", file=sys.stderr)
+            if viewing.code is None:
+                viewing.last_words()
+            code = FAILED
         finally:
             screen.close()
     if code == INTERRUPTED and not viewing.last_words():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
@@ -21,6 +22,8 @@ DEFAULT_MODEL = "gpt-5.4-mini"
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 
+EXAMPLE_URL = "http://127.0.0.1:8080/v1"
+
 MODELS_TIMEOUT_S = 5.0
 
 Protocol: TypeAlias = Literal["native", "text"]
@@ -32,6 +35,17 @@ No language model was found. Give one in one of three ways:
   2. export OPENAI_BASE_URL=http://127.0.0.1:8080/v1            a local OpenAI-compatible server
   3. harness run --llm http://127.0.0.1:8080/v1#MODEL "goal"    the same, for one run
 To see a run without any model: harness demo"""
+
+
+_ADDRESS = re.compile(
+    r"""
+    .*:/                                                # htp:/x: a scheme with a slash missing
+    | [^/:\s]+:\d+ (?: [/?#] | $ )                      # host:8080, host:8080/v1; llama3:8b is a model
+    | (?: localhost | \d+(?:\.\d+){3} | \[[\da-f:]+\] ) (?: [:/?#] | $ )
+    | [\w-]+(?:\.[\w-]+)+/v\d+/?$                       # api.example.com/v1
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 class NoLLM(ConfigError):
@@ -97,10 +111,14 @@ def find_endpoint(
         base_url, _, name = llm.partition("#")
         model = model or name or None
     else:
+        if llm is not None and _ADDRESS.match(llm):
+            raise ConfigError(f"--llm {llm!r} looks like an address: write it with http://, as in {EXAMPLE_URL}")
         model = model or llm
     key_env = key_env or told.api_key_env or KEY_VARIABLE
     base_url = base_url or os.environ.get("OPENAI_BASE_URL") or told.base_url
     if base_url is None and not os.environ.get(key_env):
+        if llm is not None:
+            raise NoLLM(f"{llm!r} is a model's name: set {key_env}, or give its server too, as --llm URL#{llm}")
         raise NoLLM(NO_LLM if key_env == KEY_VARIABLE else f"{NO_LLM}\n(the key is looked for in {key_env!r})")
     if base_url is not None:
         base_url = _checked(base_url)
@@ -121,7 +139,7 @@ def _checked(base_url: str) -> str:
     except ValueError:
         good = False
     if not good:
-        raise ConfigError(f"an llm's base URL must look like http://127.0.0.1:8080/v1, not {base_url!r}")
+        raise ConfigError(f"an llm's base URL must look like {EXAMPLE_URL}, not {base_url!r}")
     return base_url.rstrip("/")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, TextIO
 
 from harness.cli.ledger import Ledger
 from harness.cli.narrator import Line, Narrator
-from harness.cli.text import one_line, safe
+from harness.cli.text import count, one_line, safe
 from harness.events import Action, Discarded, Event, Observation, Progress, Token
 from harness.result import Finished, RunResult
 
@@ -177,8 +177,7 @@ def _indent(text: str, first: str) -> str:
 def summary(result: RunResult, ledger: Ledger) -> str:
     """Say in one line what a run used: steps, tokens, cost, time and how sure the model is."""
     sure = f" · confidence {result.confidence:.2f}" if isinstance(result, Finished) else ""
-    steps = f"{result.steps} step" + ("" if result.steps == 1 else "s")
-    return f"{steps} · {ledger.line()}{sure}"
+    return f"{count(result.steps, 'step')} · {ledger.line()}{sure}"
 
 
 def activity(event: Event, running: list[str]) -> str:

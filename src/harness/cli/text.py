@@ -49,8 +49,17 @@ def shorten(text: str, lines: int, width: int) -> list[str]:
     shown = [line if len(line) <= width else line[: width - 1] + "…" for line in every[:lines]]
     if len(every) > lines:
         more = len(every) - lines
-        shown.append(f"… {more} more line{'' if more == 1 else 's'}")
+        shown.append(f"… {count(more, 'more line')}")
     return shown
+
+
+def count(number: int, noun: str) -> str:
+    """Write how many there are.
+
+    >>> count(1, "step"), count(2, "step")
+    ('1 step', '2 steps')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def seconds(value: float) -> str:

@@ -29,6 +29,8 @@ STYLES = {
 TAIL = 400
 """Characters of a reply that are kept to show its end while it arrives."""
 
+PAUSE = " · Ctrl-C pauses"
+
 
 class Tree:
     """Prints a run as a tree with a live footer."""
@@ -98,8 +100,10 @@ class Tree:
         """Return what moves: what is done now, and what was used so far."""
         width = self._console.width
         row = Table.grid(padding=(0, 1))
-        text = f"{self._activity} · {self._ledger.line()} · {safe(self._key)} · Ctrl-C pauses"
-        row.add_row(self._spinner, Text(one_line(text, max(10, width - 3)), style="dim", no_wrap=True))
+        facts = f"{self._activity} · {self._ledger.line()} · {safe(self._key)}"
+        # How to stop is the last to go where the terminal is narrow.
+        room = max(10, width - 3 - len(PAUSE))
+        row.add_row(self._spinner, Text(one_line(facts, room) + PAUSE, style="dim", no_wrap=True))
         if not self._tail:
             return row
         tail = one_line(self._tail[-width:], max(10, width - 6))

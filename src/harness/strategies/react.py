@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from harness import working_memory
-from harness.budget import exceeded
+from harness.budget import exceeded, wall_is_over
 from harness.messages import Text
 from harness.records import (
     EFFECT_STRICTNESS,
@@ -108,6 +108,8 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         else:
             waiting.append(index)
     allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
+    if waiting and (over := wall_is_over(run.spent, config.limits)):
+        return () if in_flight else [_fail(scope, run, "budget", f"{over}; raise the limit and resume to go on")]
     for index in waiting:
         step = _next_for(scope, config, index, scope.calls[index])
         if isinstance(step, ToolStarted):
@@ -135,8 +137,11 @@ def _next_for(scope: ScopeState, config: RunConfig, index: int, call: CallState)
         status = "unknown" if call.attempt else "invalid"
         return ToolFinished(scope.step, index, name, status, text, clock_s, scope.scope, tokens=config.count(text))
     effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
-    if call.attempt and effect == "once" and not call.may_run:
-        if spec.reconciles:
+    # A fork has keys of its own, so what became of a start in the run it was copied from cannot be found out, and to
+    # run an idempotent call again would be a second effect.
+    in_doubt = effect == "once" or (call.copied and effect != "read")
+    if call.attempt and in_doubt and not call.may_run:
+        if spec.reconciles and not call.copied:
             return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
         text = _unknown_outcome(call)
         return ToolFinished(scope.step, index, name, "unknown", text, clock_s, scope.scope, tokens=config.count(text))
