@@ -318,8 +318,7 @@ async def call_tool(
             return await _reconcile(bench, scope, index, call, tool, args, context)
         output = await tool(args, context)
         watchdog.stop()
-        if type(output) is not ToolOutput or type(output.text) is not str:
-            raise TypeError(f"a tool must return a ToolOutput with a text, not {type(output).__name__}")
+        _check_output(output)
     except asyncio.CancelledError:
         if watchdog.caught():
             return await _late(bench, scope, start, call, tool, args, context)
@@ -337,6 +336,14 @@ async def call_tool(
     # Outside of the above: a store that cannot keep the result is not the tool's error.
     cut = await _keep(bench, output.text) if len(output.text) > bench.agent.max_result_chars else None
     return _success(bench, scope, index, call, output, "ok", cut)
+
+
+def _check_output(output: object) -> None:
+    """Refuse what a tool of somebody else's must not return: it could not be written down."""
+    if not isinstance(output, ToolOutput) or type(output.text) is not str:
+        raise TypeError(f"a tool must return a ToolOutput with a text, not {type(output).__name__}")
+    if output.images and not all(type(image) is Image and type(image.url) is str for image in output.images):
+        raise TypeError("the images of a ToolOutput must be Image objects")
 
 
 def _context(bench: Workbench, start: ToolStarted, deadline: float) -> ToolContext[object]:

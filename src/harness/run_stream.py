@@ -89,6 +89,7 @@ class RunStream:
         self._replay = replay
         self._on_cut = on_cut
         self._run: Run | None = None
+        self._opening = asyncio.Lock()
         self._viewer: Viewer | None = None
         self._closed = False
         self.result: RunResult | None = None
@@ -129,11 +130,12 @@ class RunStream:
     async def _open(self) -> Viewer:
         if self._closed:
             raise ConfigError("this stream was closed; resume the run to see more of it")
-        if self._run is None:
-            self._run = await self._start()
-            if isinstance(self._run, ActiveRun):
-                self._run.join()
-            self._viewer = self._run.log.view(0 if self._replay else self._run.first, tokens=self._tokens)
+        async with self._opening:
+            if self._run is None:
+                self._run = await self._start()
+                if isinstance(self._run, ActiveRun):
+                    self._run.join()
+                self._viewer = self._run.log.view(0 if self._replay else self._run.first, tokens=self._tokens)
         assert self._viewer is not None  # made together with the run
         return self._viewer
 

@@ -187,7 +187,9 @@ class AgentRuntime:
             RunIdTaken: the new id exists.
             ConfigError: the run has no such step.
         """
-        source = split_key(key)[0]
+        source, *_ = await self._resolve(key)
+        if run_id == "":
+            raise ConfigError("run_id must not be empty; leave it out for one of ours")
         entries = [entry async for entry in self.store.read(source)]
         if not entries:
             raise RunNotFound(key)
@@ -278,9 +280,7 @@ class AgentRuntime:
             return await self._open(run_id, agent, goal, self._store_for(agent))
 
     async def _resume(self, key: str, strict: bool | None, *, announce: bool = False) -> Run:
-        run_id, *rest = split_key(key)
-        if (rest or run_id != key) and await self._exists(key):
-            run_id, rest = key, []  # an id of the caller's own, as it is and not as a key
+        run_id, *rest = await self._resolve(key)
         async with self._lock(run_id):
             if (active := await self._running(run_id)) is not None:
                 return active
@@ -303,10 +303,13 @@ class AgentRuntime:
             return self._memory_store, [entry async for entry in self._memory_store.read(run_id)]
         return self.store, entries
 
-    async def _exists(self, run_id: str) -> bool:
-        async for _ in self.store.read(run_id):
-            return True
-        return False
+    async def _resolve(self, key: str) -> tuple[str, ...]:
+        """Take a key apart; an id of the caller's own may be given as it is, unescaped."""
+        parts = split_key(key)
+        if parts != (key,):
+            async for _ in self.store.read(key):
+                return (key,)
+        return parts
 
     async def _running(self, run_id: str) -> ActiveRun | None:
         """Return the run where it is driven here and now: not by a parent process, nor on a loop that is gone."""

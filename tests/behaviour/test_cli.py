@@ -380,6 +380,50 @@ def test_a_reader_that_goes_away_stops_the_run_without_a_traceback() -> None:
 # -- resumed, forked, limited -------------------------------------------------------------------
 
 
+def in_shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run ``"$@" …`` in a shell, where ``"$@"`` is the command."""
+    done = subprocess.run(["sh", "-c", line, "sh", *HARNESS], capture_output=True, text=True, timeout=30, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    return done
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", ["demo --fast", "demo --fast --json", "runs --json", "--help"])
+def test_a_full_disk_behind_stdout_is_one_sentence(words: str, command: Command) -> None:
+    command("demo", "--fast", "--run-id", "before")
+    done = in_shell(f'"$@" {words} >/dev/full')
+    assert done.returncode == 1
+    assert "harness: stdout cannot be written: No space left on device" in done.stderr
+
+
+def test_a_closed_stream_is_no_mystery() -> None:
+    done = in_shell('"$@" demo --fast >&-')
+    assert (done.returncode, done.stderr) == (1, "harness: stdout is closed: there is nowhere to print to\n")
+    assert in_shell('"$@" runs <&-').returncode == 0
+    assert in_shell('"$@" show nope 2>&-').returncode == 2
+    assert in_shell('"$@" runs <&- >&- 2>&-').returncode == 1
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "cyclopts":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from harness.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_starts_ends_it_without_a_traceback() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def interrupted(run_id: str) -> None:
     process = start("demo", "--run-id", run_id)
     read_until(process, "-- run ")
@@ -432,6 +476,24 @@ def test_a_fork_has_its_own_key_and_goes_on(command: Command) -> None:
     assert (beyond.returncode, "steps 1 to 4" in beyond.stderr) == (2, True)
 
 
+def test_a_run_is_found_by_its_id_as_it_was_given(command: Command) -> None:
+    command("demo", "--fast", "--run-id", "a:b")
+    assert "run a%3Ab:reader" in command("show", "a:b").stdout
+    assert "14 March" in command("resume", "a:b").stdout
+    copy = command("fork", "a:b", "--run-id", "c:d").stdout
+    assert "harness resume c%3Ad" in copy
+    assert "14 March" in command("resume", "c:d", "--fast").stdout
+    assert command("show", "a:other").returncode == 2
+
+
+def test_a_long_key_does_not_widen_the_listing(command: Command) -> None:
+    command("demo", "--fast", "--run-id", "k" * 60, "--max-steps", "1")
+    listed = command("runs")
+    assert f"{'k' * 39}…  failed" in listed.stdout
+    assert "k" * 60 in command("runs", "--json").stdout
+    assert "1 step ·" in command("show", "k" * 60).stdout
+
+
 def test_a_spent_budget_is_exit_code_4_and_more_of_it_goes_on(command: Command) -> None:
     spent = command("demo", "--fast", "--max-seconds", "0", "--run-id", "poor")
     assert spent.returncode == 4
@@ -479,6 +541,10 @@ def test_a_resume_says_what_changed(serve: Callable[..., ModelServer], project: 
         (["resume", "nope", "--last"], "not both"),
         (["runs", "--limit", "0"], "--limit"),
         (["trust", "nowhere.toml"], "nowhere.toml"),
+        (["demo", "--run-id", ""], "--run-id is empty"),
+        (["run", "hi", "--run-id", " "], "--run-id is empty"),
+        (["doctor", "extra"], "doctor takes no words: 'extra'"),
+        (["show", "a", "b"], "show takes no more words (put those that belong together in quotes): 'b'"),
     ],
 )
 def test_a_wrong_word_is_one_sentence_and_exit_code_2(words: list[str], said: str, command: Command) -> None:
@@ -501,6 +567,10 @@ def test_a_state_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert str(file) in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+    for words in (("runs",), ("show", "x"), ("resume",), ("resume", "x"), ("fork", "x")):
+        done = harness(*words, HARNESS_HOME=str(file / "below"))
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"{str(file)!r} is no folder: set HARNESS_HOME to another folder, or move the file away" in done.stderr
     sick = harness("doctor", HARNESS_HOME=str(file))
     assert sick.returncode == 1
     assert "BAD state" in sick.stdout
@@ -531,6 +601,8 @@ def test_a_store_that_is_no_store_is_one_sentence(command: Command) -> None:
         done = command(*words)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1), done.stderr
         assert "runs.db" in done.stderr
+        assert "set HARNESS_HOME to another folder, or move the file away" in done.stderr
+    assert "move the file away" in command("doctor").stdout
 
 
 # -- a real terminal ----------------------------------------------------------------------------
@@ -539,13 +611,13 @@ def test_a_store_that_is_no_store_is_one_sentence(command: Command) -> None:
 class Terminal:
     """A pseudo-terminal with a command on it."""
 
-    def __init__(self, *words: str, **env: str) -> None:
-        self.screen = pyte.Screen(100, 50)
+    def __init__(self, *words: str, width: int = 100, **env: str) -> None:
+        self.screen = pyte.Screen(width, 50)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
-            size = {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "50"}
+            size = {"TERM": "xterm-256color", "COLUMNS": str(width), "LINES": "50"}
             os.execve(sys.executable, [*HARNESS, *words], {**os.environ, **size, **env})
 
     def read_until(self, done: Callable[[], bool], seconds: float = 20) -> None:
@@ -598,6 +670,14 @@ def test_the_live_tree() -> None:
     assert "╰─ The nightly export of 14 March failed" in resumed.text
     assert "confidence" in resumed.text
     assert re.search(rb"\x1b\[[0-9;]*3[0-7]m", resumed.raw)  # colour
+
+
+def test_how_to_pause_is_seen_in_80_columns() -> None:
+    terminal = Terminal("demo", "--run-id", "a-rather-long-id-of-a-run-that-has-no-room", width=80)
+    terminal.read_until(lambda: "Ctrl-C pauses" in terminal.text)
+    assert any(len(line) <= 80 and line.endswith("… · Ctrl-C pauses") for line in terminal.text.splitlines())
+    terminal.press(b"\x03")
+    assert terminal.end() == 130
 
 
 def test_no_color_is_honoured_and_a_dumb_terminal_gets_plain_lines() -> None:

@@ -255,6 +255,37 @@ def test_nothing_found_and_a_server_elsewhere_without_a_model() -> None:
         find_endpoint("https://other.example/v1", None, None, EMPTY)
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        "htp:/bad",
+        "http:/127.0.0.1/v1",
+        "127.0.0.1:8080/v1",
+        "127.0.0.1",
+        "[::1]:8080",
+        "localhost:8080",
+        "localhost/v1",
+        "gpu-box:8080#m",
+        "gpu-box:8080/v1",
+        "api.example.com/v1",
+    ],
+)
+def test_an_address_without_its_scheme_is_never_a_models_name(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    with pytest.raises(ConfigError, match="write it with http://"):
+        find_endpoint(word, None, None, EMPTY)
+
+
+@pytest.mark.parametrize("name", ["gpt-x", "gpt-4.1", "org/model", "llama3:8b", "org/model-r1:free", "localhosted"])
+def test_a_models_name_is_one_and_without_a_key_says_what_is_missing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(NoLLM, match=f"'{name}' is a model's name: set OPENAI_API_KEY"):
+        find_endpoint(name, None, None, EMPTY)
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    assert find_endpoint(name, None, None, EMPTY).model == name
+
+
 @pytest.mark.parametrize("url", ["ftp://x/v1", "http://", "http://[::1", "http://x:port/v1", "://"])
 def test_what_is_no_base_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="base URL"):

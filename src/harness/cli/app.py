@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter as Kind
 from inspect import signature
@@ -255,11 +256,11 @@ def _mend_streams() -> None:
     closed = cast("list[object]", [sys.stdin, sys.stdout, sys.stderr])
     # In this order each file takes the lowest free number, the very one that was closed.
     if closed[0] is None:
-        sys.stdin = open(os.devnull)
+        sys.stdin = Path(os.devnull).open()
     if closed[1] is None:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = Path(os.devnull).open("w")
     if closed[2] is None:
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = Path(os.devnull).open("w")
     if closed[1] is None:
         print("harness: stdout is closed: there is nowhere to print to", file=sys.stderr)
         raise SystemExit(FAILED)
@@ -289,8 +290,9 @@ def _run(words: list[str]) -> int:
 
 
 def _sentence(error: CycloptsError) -> str:
-    if isinstance(error, UnusedCliTokensError) and error.command_chain and error.target is not None:
-        kinds = [parameter.kind for parameter in signature(error.target).parameters.values()]
+    target = cast("Callable[..., object] | None", error.target)  # pyright: ignore[reportUnknownMemberType]
+    if isinstance(error, UnusedCliTokensError) and error.command_chain and target is not None:
+        kinds = [parameter.kind for parameter in signature(target).parameters.values()]
         more = "more words (put those that belong together in quotes)" if Kind.POSITIONAL_ONLY in kinds else "words"
         words = ", ".join(map(repr, error.unused_tokens or ()))
         return f"{' '.join(error.command_chain)} takes no {more}: {words}"
