@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,15 @@ async def until(done: Callable[[], object]) -> None:
         await asyncio.sleep(0.002)
 
 
+async def stopped(running: Coroutine[None, None, RunResult], when: Callable[[], object]) -> None:
+    """Begin a run and cancel it, as ``asyncio.wait_for`` does, once something has come about."""
+    task = asyncio.create_task(running)
+    await until(when)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 2)
+
+
 def run_program(text: str, *args: str | bytes) -> str:
     """Run a program in a process of its own and return what it printed."""
     done = subprocess.run(
@@ -111,10 +120,12 @@ def run_program(text: str, *args: str | bytes) -> str:
     return done.stdout
 
 
-def napping(seconds: float) -> object:
+def napping(seconds: float, *, begun: list[str] | None = None) -> object:
     @tool(name="slow", effect="read")
-    async def nap() -> str:
+    async def nap(context: ToolContext[None]) -> str:
         """Take a moment."""
+        if begun is not None:
+            begun.append(context.run_id)
         await asyncio.sleep(seconds)
         return "slept"
 
@@ -411,7 +422,7 @@ async def test_no_tool_starts_after_the_wall_time_is_over(store: CheckpointStore
     failed = await runtime(0.1).run_agent("a", "x", run_id="r")
     assert isinstance(failed, Failed)
     assert failed.reason == "budget"
-    assert 1 <= len(sent) <= 2
+    assert len(sent) <= 2
     started = {entry.record.index for entry in await journal(store) if isinstance(entry.record, ToolStarted)}
     assert started >= set(sent)
     result = await runtime(60).resume("r")
@@ -423,9 +434,12 @@ async def test_no_tool_starts_after_the_wall_time_is_over(store: CheckpointStore
 async def test_a_stopped_run_starts_nothing_more_when_a_tool_swallows_its_cancellation(
     store: CheckpointStore, tmp_path: Path
 ) -> None:
+    begun: list[None] = []
+
     @tool
     async def stubborn() -> str:
         """Wait, and think nothing of being cancelled."""
+        begun.append(None)
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -435,8 +449,7 @@ async def test_a_stopped_run_starts_nothing_more_when_a_tool_swallows_its_cancel
     pay = RecordingTool("pay", tmp_path / "fx")
     llm = ScriptedLLM([call("stubborn"), call("pay"), "Paid."])
     runtime = wire(store, llm, stubborn, pay)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(runtime.run_agent("a", "x", run_id="r"), 0.05)
+    await stopped(runtime.run_agent("a", "x", run_id="r"), lambda: begun)
     await asyncio.sleep(0.02)
     assert (len(llm.requests), pay.effects()) == (1, [])
     assert (await runtime.resume("r")).answer == "Paid."
@@ -446,9 +459,12 @@ async def test_a_stopped_run_starts_nothing_more_when_a_tool_swallows_its_cancel
 async def test_a_tool_that_turns_its_cancellation_into_another_error_does_not_go_on_either(
     store: CheckpointStore, tmp_path: Path
 ) -> None:
+    begun: list[None] = []
+
     @tool
     async def stubborn() -> str:
         """Wait, and fail when cancelled."""
+        begun.append(None)
         try:
             await asyncio.sleep(30)
         except asyncio.CancelledError:
@@ -458,8 +474,7 @@ async def test_a_tool_that_turns_its_cancellation_into_another_error_does_not_go
     pay = RecordingTool("pay", tmp_path / "fx")
     llm = ScriptedLLM([call("stubborn"), call("pay"), "Paid."])
     runtime = wire(store, llm, stubborn, pay)
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(runtime.run_agent("a", "x", run_id="r"), 0.05)
+    await stopped(runtime.run_agent("a", "x", run_id="r"), lambda: begun)
     assert (len(llm.requests), pay.effects()) == (1, [])
     assert (await runtime.resume("r")).answer == "Paid."
 
@@ -541,10 +556,7 @@ async def test_a_fork_leaves_a_call_in_doubt_to_the_run_it_came_from(store: Chec
     pay = Asked("pay", tmp_path / "fx", delay_s=30, reconciles=True)
     llm = ScriptedLLM([call("pay"), "Paid."])
     runtime = wire(store, llm, pay)
-    running = asyncio.create_task(runtime.run_agent("a", "x", run_id="r"))
-    await until(pay.effects)
-    running.cancel()
-    await asyncio.wait({running})
+    await stopped(runtime.run_agent("a", "x", run_id="r"), pay.effects)
     assert results(await journal(store)) == []
 
     fork = await runtime.fork("r", at=2)
@@ -659,10 +671,11 @@ async def test_a_run_whose_stream_is_being_left_can_be_resumed(store: Checkpoint
 
 
 async def test_closing_the_runtime_tells_those_who_wait(store: CheckpointStore) -> None:
-    runtime = wire(store, sleepy(), napping(30))
+    begun: list[str] = []
+    runtime = wire(store, sleepy(), napping(30, begun=begun))
     waiting = asyncio.create_task(runtime.run_agent("a", "x", run_id="r"))
     viewing = asyncio.create_task(_all(runtime.run_agent_stream("a", "y", run_id="s")))
-    await asyncio.sleep(0.02)
+    await until(lambda: len(begun) == 2)
     await runtime.aclose()
     for task in (waiting, viewing):
         with pytest.raises(HarnessError) as raised:
@@ -739,7 +752,7 @@ async def test_progress_of_a_tool_in_a_thread_is_shown_while_it_runs(store: Chec
     def look(context: ToolContext[None]) -> str:
         """Look."""
         context.progress("looking")
-        return "seen" if seen.wait(0.3) else "not seen"
+        return "seen" if seen.wait(2) else "not seen"
 
     async with wire(store, ScriptedLLM([call("look"), "Done."]), look).run_agent_stream("a", "x") as events:
         async for event in events:
