@@ -86,6 +86,16 @@ def test_every_mistake_is_said_at_once() -> None:
     assert [line.split(": ")[0] for line in str(told.value).splitlines()] == ["x.toml:2", "x.toml:4"]
 
 
+def test_the_documented_file_is_right_and_every_key_is_named() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    sample = page.split("```toml\n")[1].split("```")[0]
+    data = parse(sample, Path("harness.toml")).data
+    assert (list(data.agents), data.budget.max_llm_calls) == (["sre", "writer"], 40)
+    for model in (data.llm, data.agents["sre"], data.budget):
+        for key in type(model).model_fields:
+            assert f"`{key}`" in page, key
+
+
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not UTF-8"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from inspect import Parameter as Kind
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, cast
+from typing import Annotated, Literal, NoReturn, TextIO, cast
 
 import msgspec
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -256,14 +256,18 @@ def _mend_streams() -> None:
     closed = cast("list[object]", [sys.stdin, sys.stdout, sys.stderr])
     # In this order each file takes the lowest free number, the very one that was closed.
     if closed[0] is None:
-        sys.stdin = Path(os.devnull).open()
+        sys.stdin = _nowhere("r")
     if closed[1] is None:
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = _nowhere("w")
     if closed[2] is None:
-        sys.stderr = Path(os.devnull).open("w")
+        sys.stderr = _nowhere("w")
     if closed[1] is None:
         print("harness: stdout is closed: there is nowhere to print to", file=sys.stderr)
         raise SystemExit(FAILED)
+
+
+def _nowhere(mode: Literal["r", "w"]) -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_RDWR), mode)
 
 
 def _run(words: list[str]) -> int:
