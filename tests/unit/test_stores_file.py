@@ -153,7 +153,7 @@ async def test_a_newer_line_is_refused_by_name(folder: Path) -> None:
     body = path.read_bytes().splitlines()[-1][20:].replace(b'"version":1', b'"version":9')
     with path.open("ab") as file:
         file.write(b'{"check":"%08x",%b\n' % (zlib.crc32(body), body))
-    with pytest.raises(RecordTooNew, match=rf"{path.name}.*9.*upgrade"):
+    with pytest.raises(RecordTooNew, match=rf"{path.name}.*9.*update"):
         await length(folder)
     with pytest.raises(RecordTooNew):
         await go_on(folder, 4)

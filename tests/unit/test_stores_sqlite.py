@@ -92,7 +92,7 @@ async def test_a_newer_file_is_refused_by_name(path: Path) -> None:
     await write_run(path)
     with sqlite(path) as connection:
         connection.pragma("user_version", 99)
-    with pytest.raises(RecordTooNew, match=r"runs\.db.* 99.*upgrade"):
+    with pytest.raises(RecordTooNew, match=r"runs\.db.* 99.*update"):
         await SQLiteCheckpointStore(path).claim("run", this_process())
 
 
