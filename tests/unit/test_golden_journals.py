@@ -1,0 +1,54 @@
+"""Journals an older release wrote: every release reads them, and they mean what they meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from harness.records import Entry, Record, RunCancelled, RunFinished, decode, encode
+from harness.state import RunState, fold
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def read(name: str) -> list[Record]:
+    return decode((GOLDEN / name).read_bytes(), where=name)
+
+
+def meaning(records: list[Record]) -> RunState:
+    return fold("golden", [Entry("golden", seq, float(seq), record) for seq, record in enumerate(records, 1)])
+
+
+def test_a_run_with_a_failure_a_resume_and_compactions() -> None:
+    state = meaning(read("v1-run.json"))
+    assert isinstance(state.over, RunFinished)
+    assert state.over.answer == "All was looked at."
+    assert state.epoch == 2
+    assert state.summarizations >= 1
+    assert state.spent == state.over.spent
+    assert state.scopes[""].messages[0].text.startswith("Look at all.")
+
+
+def test_a_fork_with_every_rare_record() -> None:
+    state = meaning(read("v1-rare.json"))
+    assert isinstance(state.over, RunCancelled)
+    assert state.fingerprints is not None
+    assert state.fingerprints.prompt == "4"
+    assert (state.inherited.llm_calls, state.spent.llm_calls) == (1, 1)
+    assert state.spent == state.over.spent
+    assert [message.role for message in state.scopes[""].messages] == ["user", "assistant", "tool"]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.iterdir()))
+def test_it_is_written_as_it_was_read(name: str) -> None:
+    records = read(name)
+    assert decode(encode(records)) == records
+    for length in range(1, len(records)):
+        meaning(records[:length])
+
+
+def test_every_kind_of_record_is_among_them() -> None:
+    seen = {type(record) for path in GOLDEN.iterdir() for record in read(path.name)}
+    assert seen == set(get_args(Record))
