@@ -54,12 +54,14 @@ class ProcessId(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         boot_id: changes when the machine starts anew.
         pid: the process number.
         start_time: when the process started, in the kernel's own unit.
+        namespace: where the number is valid: containers of one machine number their processes apart.
     """
 
     host: str
     boot_id: str
     pid: int
     start_time: str
+    namespace: str = ""
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):

@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import apsw
+import msgspec
 import pytest
 
 from harness.checkpoint import RunQuery, SQLiteCheckpointStore
@@ -386,3 +387,14 @@ def test_the_file_system_of_a_path_is_that_of_the_nearest_mount(path: str, kind:
         "/dev/sdc /over ext4 rw 0 0\nnas:/b /over nfs rw 0 0\n"
     )
     assert file_system(Path(path), mounts) == kind
+
+
+async def test_an_owner_in_another_container_is_replaced_only_when_its_lease_is_over(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    elsewhere = msgspec.structs.replace(this_process(), pid=999_999, start_time="1", namespace="another")
+    await store.claim("held", elsewhere)
+    with pytest.raises(OwnershipLost, match="999999"):
+        await store.claim("held", this_process())
+    await store.claim("over", elsewhere, lease_s=0)
+    assert (await store.claim("over", this_process())).process == this_process()
+    await store.close()

@@ -187,6 +187,14 @@ def _boot_id() -> str:
         return f"{platform.node()}-{round((time.time() - time.monotonic()) / 60)}"
 
 
+@functools.cache
+def _pid_namespace() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return ""
+
+
 def _start_time(pid: int) -> str | None:
     """Return when a process started in the kernel's unit, or None where there is no such process."""
     try:
@@ -214,12 +222,17 @@ def this_process() -> ProcessId:
 
 @functools.lru_cache(1)
 def _identify(pid: int) -> ProcessId:
-    return ProcessId(platform.node(), _boot_id(), pid, _start_time(pid) or "")
+    return ProcessId(platform.node(), _boot_id(), pid, _start_time(pid) or "", _pid_namespace())
 
 
 def is_alive(process: ProcessId) -> bool:
-    """Say whether a process of this machine still runs. One of another boot does not."""
-    return process.boot_id == _boot_id() and _start_time(process.pid) == process.start_time
+    """Say whether a process of this machine may still run. One of another boot does not.
+
+    One in another container cannot be seen from here, so it counts as alive: only its lease tells.
+    """
+    if process.boot_id != _boot_id():
+        return False
+    return process.namespace != _pid_namespace() or _start_time(process.pid) == process.start_time
 
 
 def lease_clock() -> float:
