@@ -111,9 +111,9 @@ class Driver:
         try:
             self._open(opening)
             await self._loop_until_over(watchdog)
-        except OwnershipLost:
-            raise
-        except BaseException:
+        except (OwnershipLost, GeneratorExit):
+            raise  # nothing more may be written, or there is no event loop left to write on
+        except BaseException:  # whatever ends the driver, what calls have brought is saved first; it is raised again
             if self._lost is not None:
                 raise self._lost from None
             await self._save_what_is_ready()
@@ -222,7 +222,7 @@ class Driver:
         self._steps_since_commit = 0
         try:
             at = await self.bench.store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
-        except BaseException:
+        except BaseException:  # raised again; cancelled or refused, nothing of it may be forgotten
             begun = [record for record in records if not any(record is start for start in starts)]
             self._pending = begun + self._pending  # for one more try while the driver stops
             raise

@@ -288,7 +288,7 @@ def _run(words: list[str]) -> int:
     except OSError as error:
         name = f" {error.filename!r}" if error.filename else ""
         return _fail(f"the system refused:{name} {error.strerror or error}", FAILED, error)
-    except Exception as error:
+    except Exception as error:  # a defect of ours; a person is told in a sentence all the same
         sentence = f"this should not have happened: {type(error).__name__}: {error}"
         return _fail(f"{sentence}; run with HARNESS_DEBUG=1 for the traceback", FAILED, error)
 

@@ -106,8 +106,8 @@ def wire_demo(choices: Choices) -> Wired:
     limits = _limits(choices, GuardrailConfig())
     tools = ToolRegistry(file_tools(demo.FILES))
     runtime = _runtime(demo.RecordedLLM(recording, fast=choices.fast), agent, tools, limits, choices)
-    replies = "are written by hand" if recording.source == "placeholder" else f"are a recording of {recording.model}"
-    notes = (f"Demonstration: the model's replies {replies}; the tools run for real, on the files of this folder.",)
+    replies = f"the model's replies are a recording of {recording.model}"
+    notes = (f"Demonstration: {replies}; the tools run for real, on the files of this folder.",)
     return Wired(runtime, agent.agent_id, limits, (f"agent {agent.agent_id}", f"folder {demo.FILES}"), notes)
 
 

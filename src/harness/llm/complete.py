@@ -72,7 +72,7 @@ class CompleteLLM:
                 reply = text = clean("".join(pieces))
         except LLMError:
             raise
-        except Exception as error:
+        except Exception as error:  # a user's own object may raise anything
             transient = _looks_transient(error)
             raise LLMError(f"{self.name}: {type(error).__name__}: {error}", transient=transient) from error
         yield ResponseDone(_response(request, reply, text))

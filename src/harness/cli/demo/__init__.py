@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -38,13 +37,11 @@ class Recording(msgspec.Struct, frozen=True):
     """The replies to one goal.
 
     Attributes:
-        source: ``model`` for the recording of a real model, ``placeholder`` for replies written by hand.
-        model: the model that gave them, in words.
+        model: the real model that gave them, in words.
         goal: what was asked.
         replies: in order.
     """
 
-    source: Literal["model", "placeholder"]
     model: str
     goal: str
     replies: tuple[Reply, ...]
@@ -126,5 +123,5 @@ class Recorder:
             Reply(reply.pieces, msgspec.structs.replace(reply.response, model=model, response_id=""))
             for reply in self.replies
         )
-        recording = Recording("model", model, GOAL, tuple(replies))
+        recording = Recording(model, GOAL, tuple(replies))
         path.write_bytes(msgspec.json.format(msgspec.json.encode(recording), indent=1) + b"\n")
