@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         MalformedResponse,
         MissingExtra,
         OwnershipLost,
+        PlanError,
         RecordTooNew,
         RunIdTaken,
         RunNotFound,
@@ -45,12 +46,13 @@ if TYPE_CHECKING:
     from harness.llm.base import LLM
     from harness.llm.openai import OpenAILLM
     from harness.messages import Image, Message
-    from harness.records import Entry
+    from harness.plan import Plan, Task
+    from harness.records import Entry, TaskResult
     from harness.registry import AgentRegistry, ToolRegistry
     from harness.result import Cancelled, Failed, Finished, Parked, RunResult
     from harness.run_stream import RunStream
     from harness.runtime import AgentRuntime
-    from harness.tools import file_tools, tool
+    from harness.tools import delegate, file_tools, tool
     from harness.tools.base import NotDone, Tool, ToolContext, ToolOutput, Unknown
 
 _HOME = {
@@ -78,6 +80,7 @@ _HOME = {
         "MalformedResponse",
         "MissingExtra",
         "OwnershipLost",
+        "PlanError",
         "RecordTooNew",
         "RunIdTaken",
         "RunNotFound",
@@ -90,12 +93,13 @@ _HOME = {
     "harness.llm.base": ("LLM",),
     "harness.llm.openai": ("OpenAILLM",),
     "harness.messages": ("Image", "Message"),
-    "harness.records": ("Entry",),
+    "harness.plan": ("Plan", "Task"),
+    "harness.records": ("Entry", "TaskResult"),
     "harness.registry": ("AgentRegistry", "ToolRegistry"),
     "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
     "harness.run_stream": ("RunStream",),
     "harness.runtime": ("AgentRuntime",),
-    "harness.tools": ("file_tools", "tool"),
+    "harness.tools": ("delegate", "file_tools", "tool"),
     "harness.tools.base": ("NotDone", "Tool", "ToolContext", "ToolOutput", "Unknown"),
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
@@ -135,6 +139,8 @@ __all__ = [
     "OpenAILLM",
     "OwnershipLost",
     "Parked",
+    "Plan",
+    "PlanError",
     "RecordTooNew",
     "RunIdTaken",
     "RunNotFound",
@@ -145,6 +151,8 @@ __all__ = [
     "RunSummary",
     "SQLiteCheckpointStore",
     "StoreBusy",
+    "Task",
+    "TaskResult",
     "Tool",
     "ToolContext",
     "ToolError",
@@ -152,6 +160,7 @@ __all__ = [
     "ToolRegistry",
     "Unknown",
     "Usage",
+    "delegate",
     "file_tools",
     "maybe_resume_key",
     "tool",

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.driver import Driver
 from harness.errors import CheckpointError, InternalError, OwnershipLost
-from harness.perform import Workbench
-from harness.records import Entry, Record
-from harness.result import RunResult, result_of
+from harness.keys import join_key, place_of
+from harness.records import Entry, Record, RunStarted
+from harness.result import RunResult, result_of, result_of_task
 from harness.state import RunState, fold
 from harness.stream import RunLog
+from harness.wiring import COORDINATOR, Wirings
 
 STOP_S = 2.0
 """Seconds a cancelled run may take to stop before it is abandoned; its journal is valid at any instant."""
@@ -30,8 +31,8 @@ class ActiveRun:
         state: its folded journal.
         entries: the journal itself.
         opening: facts the first driver writes.
-        make_bench: builds what a driver performs calls with.
-        agent_id: the agent the run was started with.
+        wirings: what the agents at work are made of.
+        only: drive this scope and those below it only; empty for the whole run.
         lease_s: seconds for which the run stays ours after each renewal.
         claimed_at: when it was claimed, or just before, on the clock of leases.
         on_cut: called when the run is cancelled by somebody who did not ask it to stop (the end of the event loop).
@@ -50,15 +51,15 @@ class ActiveRun:
         state: RunState,
         entries: list[Entry],
         opening: Sequence[Record],
-        make_bench: Callable[[RunLog], Workbench],
-        agent_id: str,
+        wirings: Wirings,
         lease_s: float,
         claimed_at: float,
         on_cut: Callable[[ActiveRun], None],
+        only: str = "",
     ) -> None:
         self.run_id = state.run_id
-        self.agent_id = agent_id
-        self.log = RunLog(state.run_id, agent_id, entries)
+        self.only = only
+        self.log = RunLog(state.run_id, entries)
         self.first = len(entries)
         self._store = store
         self._owner = owner
@@ -66,7 +67,7 @@ class ActiveRun:
         self._claimed_at = claimed_at
         self._state = state
         self._opening = opening
-        self._make_bench = make_bench
+        self._wirings = wirings
         self._interest = 0
         self._on_cut = on_cut
         self._stopping = False
@@ -75,9 +76,30 @@ class ActiveRun:
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     @property
+    def store(self) -> CheckpointStore:
+        """Where its journal is."""
+        return self._store
+
+    @property
     def exists(self) -> bool:
         """Whether a checkpoint of the run has been written."""
         return bool(self.log.entries)
+
+    @property
+    def label(self) -> str:
+        """What it is to a person: ``Run``, ``Orchestration``, or ``Agent <id>`` where one task is driven."""
+        if self.only:
+            return f"Agent {place_of(self.only).agent_id}"
+        return "Run" if self._state.plan is None else "Orchestration"
+
+    @property
+    def key(self) -> str:
+        """What goes on with it: with the agent's id, once one agent runs it."""
+        place = place_of(self.only)
+        if self.only:
+            return join_key(self.run_id, place.task_id, place.agent_id)
+        root = self._state.scopes.get("")
+        return join_key(self.run_id, root.agent_id if root is not None else "")
 
     @property
     def survives(self) -> bool:
@@ -112,27 +134,19 @@ class ActiveRun:
         try:
             abandoned = False
             while True:
-                bench = self._make_bench(self.log)
-                driver = Driver(
-                    self._state,
-                    bench,
-                    self._owner,
-                    lease_s=self._lease_s,
-                    claimed_at=self._claimed_at,
-                    abandoned=abandoned,
-                )
+                driver = self._driver(abandoned=abandoned)
                 if not await self._watch(driver):
                     break
                 abandoned = True
                 await self._take_again()
-            result = result_of(self._state, self.log.entries)
+            result = self._result()
             if result is None:
                 raise InternalError(f"run {self.run_id!r} stopped at record {self._state.seq} without an end")
             return result
         except OwnershipLost:
             # This process was stopped for longer than its lease. Whoever took the run may have finished it.
             await self._catch_up()
-            if self._state.over is not None and (result := result_of(self._state, self.log.entries)):
+            if self._state.over is not None and (result := self._result()):
                 return result
             raise
         except asyncio.CancelledError:
@@ -146,6 +160,30 @@ class ActiveRun:
             if not stranded:
                 self.log.end()
                 await self._release()
+
+    def _driver(self, *, abandoned: bool) -> Driver:
+        wirings = self._wirings
+        first = self._state.started or next((r for r in self._opening if isinstance(r, RunStarted)), None)
+        agent_id = first.agent_id if first is not None else COORDINATOR
+        return Driver(
+            self._state,
+            self._store,
+            self.log,
+            lambda agent_id: wirings.of(agent_id).bench(self.run_id, self._store, self.log),
+            self._owner,
+            lease_s=self._lease_s,
+            claimed_at=self._claimed_at,
+            wall_s=wirings.limits.max_wall_time_seconds,
+            commit_every=wirings.commit_every(agent_id),
+            only=self.only,
+            abandoned=abandoned,
+        )
+
+    def _result(self) -> RunResult | None:
+        state, entries = self._state, self.log.entries
+        if self.only and state.over is None and state.failed is None:
+            return result_of_task(state, self.only, entries)
+        return result_of(state, entries)
 
     async def _release(self) -> None:
         try:

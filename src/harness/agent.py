@@ -50,6 +50,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
         max_reply_errors: malformed, empty or cut replies in a row before the run fails.
         max_llm_attempts: attempts at one model call before a transient fault fails the run.
         max_parallel_tools: tool calls of one step that run at the same time.
+        max_parallel_tasks: tasks of a plan this agent serves at the same time.
         max_result_chars: characters of a tool result the model is shown; the journal keeps all of it.
         llm: the agent's own model; None uses the runtime's.
         llm_settings: temperature and the like.
@@ -74,6 +75,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     max_reply_errors: int = 3
     max_llm_attempts: int = 4
     max_parallel_tools: int = 16
+    max_parallel_tasks: int = 16
     max_result_chars: int = 16_000
     llm: object = None
     llm_settings: LLMSettings = LLMSettings()
@@ -100,5 +102,6 @@ _LEAST = {
     "max_reply_errors": 0,
     "max_llm_attempts": 1,
     "max_parallel_tools": 1,
+    "max_parallel_tasks": 1,
     "max_result_chars": 100,
 }

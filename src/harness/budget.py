@@ -63,6 +63,9 @@ class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_tool_calls: tool calls that were started.
         max_replan_count: how often a plan may be replaced.
         confidence_threshold: below this a task's answer counts as doubtful.
+        max_parallel_tasks: tasks of a plan that are at work at the same time.
+        max_plan_tasks: the most tasks a planner may write into one plan.
+        max_delegate_depth: how often a delegated piece of work may be delegated on.
 
     Raises:
         ConfigError: a limit is negative.
@@ -79,12 +82,17 @@ class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_tool_calls: int | None = None
     max_replan_count: int = 2
     confidence_threshold: float = 0.6
+    max_parallel_tasks: int = 16
+    max_plan_tasks: int = 50
+    max_delegate_depth: int = 3
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise ConfigError(f"GuardrailConfig.{name} must be zero or more, not {value!r}")
+            least = 1 if name in {"max_parallel_tasks", "max_plan_tasks"} else 0
+            if value is not None and not value >= least:
+                words = "one" if least else "zero"
+                raise ConfigError(f"GuardrailConfig.{name} must be {words} or more, not {value!r}")
 
 
 class Spent(msgspec.Struct, gc=False):

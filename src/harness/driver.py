@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TypeAlias
 
-from harness.checkpoint.base import Owner, lease_clock
+from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.perform import Workbench, admit, call_llm, call_tool
 from harness.records import (
@@ -24,12 +25,18 @@ from harness.records import (
     RunCancelled,
     RunFailed,
     RunFinished,
+    ScopeClosed,
+    ScopeOpened,
+    StrategyName,
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, apply
-from harness.strategies.base import Pause, Step, Strategy
+from harness.state import RunState, ScopeState, apply
+from harness.strategies.base import Pause, Strategy
+from harness.strategies.dispatch import dispatch, pick, route
+from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
+from harness.stream import RunLog
 from harness.watchdog import INFINITY, Watchdog
 
 BREATHE_EVERY = 32
@@ -37,7 +44,17 @@ BREATHE_EVERY = 32
 
 logger = logging.getLogger("harness")
 
-STRATEGIES: dict[str, Strategy] = {"react": react}
+STRATEGIES: dict[StrategyName, Strategy] = {
+    "react": react,
+    "dispatch": dispatch,
+    "route": route,
+    "pick": pick,
+    "orchestrate": orchestrate,
+}
+
+
+Call: TypeAlias = LLMStarted | ToolStarted | Pause
+"""What is performed; everything else a strategy asks for is only written down."""
 
 
 class Driver:
@@ -45,10 +62,15 @@ class Driver:
 
     Args:
         state: the folded journal; grown in place.
-        bench: what performing its calls needs.
+        store: where the journal is.
+        log: who watches.
+        make_bench: builds what performing the calls of one agent needs.
         owner: the right to append to it.
         lease_s: seconds for which the run stays ours after each renewal.
         claimed_at: when it was claimed, or just before, on the clock of leases.
+        wall_s: seconds the run may be driven, over all epochs.
+        commit_every: steps that may share a commit while nothing but models and ``read`` tools is at work.
+        only: drive this scope and those below it, until it is closed; empty for the whole run.
         abandoned: calls of the epoch before did not stop when they were cancelled.
 
     Attributes:
@@ -59,16 +81,26 @@ class Driver:
     def __init__(
         self,
         state: RunState,
-        bench: Workbench,
+        store: CheckpointStore,
+        log: RunLog,
+        make_bench: Callable[[str], Workbench],
         owner: Owner,
         *,
         lease_s: float,
         claimed_at: float,
+        wall_s: float | None,
+        commit_every: int = 1,
+        only: str = "",
         abandoned: bool = False,
     ) -> None:
         self.state = state
-        self.bench = bench
         self.owner = owner
+        self._store = store
+        self._log = log
+        self._make_bench = make_bench
+        self._benches: dict[str, Workbench] = {}
+        self._touched: dict[str, None] = {}  # scopes whose strategy is to be asked, in order
+        self._only = only
         self._abandoned = abandoned
         self._loop = asyncio.get_running_loop()
         self.free: asyncio.Future[None] = self._loop.create_future()
@@ -77,20 +109,28 @@ class Driver:
         self._lease_until = claimed_at + lease_s
         self._pending: list[Record] = []
         self._durable_seq = state.seq
-        self._shares_commits = bench.agent.checkpoint_every > 1
+        self._commit_every = commit_every
+        self._shares_commits = commit_every > 1
         self._urgent = False
         self._steps_since_commit = 0
-        self._tasks: dict[asyncio.Task[Record | None], Step] = {}
+        self._tasks: dict[asyncio.Task[Record | None], Call] = {}
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._lost: OwnershipLost | None = None
-        bench.clock = self.clock
-        bench.now = self._loop.time
-        bench.check_owner = self._check_owner
-        wall = bench.config.limits.max_wall_time_seconds
-        bench.wall_end = INFINITY if wall is None else self._loop.time() + max(0.0, wall - state.spent.active_s)
+        self._wall_end = INFINITY if wall_s is None else self._loop.time() + max(0.0, wall_s - state.spent.active_s)
+
+    def _bench_of(self, scope: ScopeState) -> Workbench:
+        """Return what the agent of a scope works with."""
+        bench = self._benches.get(scope.agent_id)
+        if bench is None:
+            bench = self._benches[scope.agent_id] = self._make_bench(scope.agent_id)
+            bench.clock = self.clock
+            bench.now = self._loop.time
+            bench.check_owner = self._check_owner
+            bench.wall_end = self._wall_end
+        return bench
 
     def clock(self) -> float:
         """Return how many seconds the run has been driven, over all epochs."""
@@ -127,28 +167,32 @@ class Driver:
         for record in opening:
             self._note(record)
         cut = [scope.llm for scope in self.state.scopes.values() if scope.llm]
-        if cut:
-            self.bench.log.discard("the model call was cut when its process ended")
+        for start in cut:
+            agent_id = self.state.scopes[start.scope].agent_id
+            self._log.discard(start.scope, agent_id, "the model call was cut when its process ended")
         self._note(DriverStarted(VERSION, self.state.epoch + 1, self.owner.process))
         if self._abandoned:
             self._settle_abandoned(cut)
+        self._touch_all()
 
     async def _loop_until_over(self, watchdog: Watchdog) -> None:
         state = self.state
         if state.started is None:
             raise InternalError(f"run {state.run_id!r} has no beginning")
-        strategy = STRATEGIES[state.started.strategy]
         task = asyncio.current_task()
         assert task is not None
         rounds = 0
         while True:
-            starts = self._decide(strategy)
+            starts = self._decide()
+            if not starts and not self._tasks and not self._is_over():
+                self._touch_all()  # what waited for others' calls to end is not touched by its own
+                starts = self._decide()
             if self._pending and (not self._shares_commits or self._is_commit_due()):
                 await self._commit(starts)
-            if state.over is not None or state.failed is not None:
+            if self._is_over():
                 return
             if len(starts) == 1 and not self._tasks:
-                self._note_outcome(await self._perform(starts[0], watchdog))
+                self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
             else:
                 for step in starts:
                     self._spawn(step)
@@ -159,15 +203,23 @@ class Driver:
             if rounds % BREATHE_EVERY == 0:
                 await asyncio.sleep(0)
 
-    def _decide(self, strategy: Strategy) -> list[Step]:
-        """Ask every open scope's strategy; write its facts and intents down; return what is to be performed."""
-        state, config = self.state, self.bench.config
-        starts: list[Step] = []
-        settled = False
-        while not settled and state.over is None and state.failed is None:
-            settled = True
-            for scope in tuple(state.scopes.values()):
-                for step in strategy(scope, state, config):
+    def _decide(self) -> list[Call]:
+        """Ask the strategies of the scopes that were touched, until nothing follows from what they say.
+
+        Facts and intents are written down.
+
+        Returns:
+            What is to be performed.
+        """
+        state = self.state
+        starts: list[Call] = []
+        while self._touched:
+            touched, self._touched = self._touched, {}
+            for path in touched:
+                scope = state.scopes.get(path)
+                if scope is None or not self._is_driven(path):
+                    continue
+                for step in STRATEGIES[scope.strategy](scope, state, self._bench_of(scope).config):
                     if type(step) is Pause:
                         scope.pausing = True
                         starts.append(step)
@@ -176,8 +228,27 @@ class Driver:
                     if type(step) is LLMStarted or type(step) is ToolStarted:
                         starts.append(step)
                     else:
-                        settled = False
+                        self._touched[path] = None
+                        if type(step) is ScopeOpened:
+                            self._touched[step.child] = None
+                        elif type(step) is ScopeClosed:
+                            self._touched[step.scope] = None
+                if self._is_over():
+                    self._touched = {}
+                    break
         return starts
+
+    def _is_over(self) -> bool:
+        state = self.state
+        return (
+            state.over is not None or state.failed is not None or (self._only != "" and self._only not in state.scopes)
+        )
+
+    def _is_driven(self, path: str) -> bool:
+        return not self._only or path == self._only or path.startswith(f"{self._only}/")
+
+    def _touch_all(self) -> None:
+        self._touched = dict.fromkeys(self.state.scopes)
 
     def _note(self, record: Record) -> None:
         """Fold a record now; it becomes durable with the next commit, before anything depends on it."""
@@ -193,25 +264,26 @@ class Driver:
         elif isinstance(record, ToolStarted):
             self._urgent = self._urgent or record.effect != "read"
         elif isinstance(record, ToolFinished):
-            spec = self.bench.config.tools.get(record.tool)
+            spec = self._bench_of(self.state.scopes[record.scope]).config.tools.get(record.tool)
             self._urgent = self._urgent or spec is None or spec.effect != "read"
-        elif isinstance(record, (DriverStarted, RunFinished, RunFailed, RunCancelled)):
+        elif isinstance(record, (DriverStarted, ScopeClosed, RunFinished, RunFailed, RunCancelled)):
             self._urgent = True
 
-    def _note_outcome(self, record: Record | None) -> None:
+    def _note_outcome(self, scope_path: str, record: Record | None) -> None:
+        self._touched[scope_path] = None
         if record is None:
             return
         self._note(record)
         if type(record) is LLMFinished and record.purpose == "step":
-            scope = self.state.scopes[record.scope]
+            scope = self.state.scopes[scope_path]
             if scope.phase == "tools":
-                for refused in admit(self.bench, scope):
+                for refused in admit(self._bench_of(scope), scope):
                     self._note(refused)
 
     def _is_commit_due(self) -> bool:
-        return self._urgent or self._steps_since_commit >= self.bench.config.agent.checkpoint_every
+        return self._urgent or self._steps_since_commit >= self._commit_every
 
-    async def _commit(self, starts: Sequence[Step] = ()) -> None:
+    async def _commit(self, starts: Sequence[Call] = ()) -> None:
         """Make what was noted durable.
 
         Args:
@@ -221,36 +293,37 @@ class Driver:
         self._urgent = False
         self._steps_since_commit = 0
         try:
-            at = await self.bench.store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
+            at = await self._store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
         except BaseException:  # raised again; cancelled or refused, nothing of it may be forgotten
             begun = [record for record in records if not any(record is start for start in starts)]
             self._pending = begun + self._pending  # for one more try while the driver stops
             raise
         self._durable_seq += len(records)
-        self.bench.log.publish(records, at)
+        self._log.publish(records, at)
 
-    def _perform(self, step: Step, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
+    def _perform(self, step: Call, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
+        scope = self.state.scopes[step.scope]
         if type(step) is LLMStarted:
-            return call_llm(self.bench, self.state.scopes[step.scope], step, watchdog)
+            return call_llm(self._bench_of(scope), scope, step, watchdog)
         if type(step) is ToolStarted:
-            return call_tool(self.bench, self.state.scopes[step.scope], step, watchdog)
-        assert isinstance(step, Pause)  # nothing else is performed
+            return call_tool(self._bench_of(scope), scope, step, watchdog)
+        assert type(step) is Pause  # the last of the three
         return self._pause(step)
 
     async def _pause(self, step: Pause) -> None:
-        await asyncio.sleep(max(0.0, min(step.seconds, self.bench.wall_end - self._loop.time())))
+        await asyncio.sleep(max(0.0, min(step.seconds, self._wall_end - self._loop.time())))
         scope = self.state.scopes[step.scope]
         scope.pausing, scope.waited = False, True
 
-    async def _perform_beside(self, step: Step) -> Record | None:
+    async def _perform_beside(self, step: Call) -> Record | None:
         watchdog = Watchdog(self.let_go)
         try:
             return await self._perform(step, watchdog)
         finally:
             watchdog.close()
 
-    def _spawn(self, step: Step) -> None:
+    def _spawn(self, step: Call) -> None:
         task = asyncio.create_task(self._perform_beside(step))
         self._tasks[task] = step
         task.add_done_callback(self._arrive)
@@ -273,8 +346,7 @@ class Driver:
         arrived, self._arrived = self._arrived, []
         for task in arrived:
             outcome = task.result()  # what it raises ends the driver, which saves the tasks that are still listed
-            del self._tasks[task]
-            self._note_outcome(outcome)
+            self._note_outcome(self._tasks.pop(task).scope, outcome)
 
     async def _stop_calls(self) -> None:
         tasks = [task for task in self._tasks if not task.done()]
@@ -286,9 +358,9 @@ class Driver:
     async def _save_what_is_ready(self) -> None:
         """Write down what calls have brought already: a clean stop leaves as little in doubt as it can."""
         await self._stop_calls()
-        for task in self._tasks:
+        for task, call in self._tasks.items():
             if task.done() and not task.cancelled() and task.exception() is None:
-                self._note_outcome(task.result())
+                self._note_outcome(call.scope, task.result())
         self._tasks.clear()
         if self._pending:
             try:
@@ -306,7 +378,7 @@ class Driver:
                     text = f"{call.call.name} did not stop when it was cancelled and was abandoned"
                     if status == "unknown":
                         text += "; it may or may not have had its effect"
-                    count = self.bench.config.count(text)
+                    count = self._bench_of(scope).config.count(text)
                     self._note(
                         ToolFinished(
                             scope.step, index, call.call.name, status, text, self.clock(), scope.scope, tokens=count
@@ -360,7 +432,7 @@ class Driver:
 
     async def _renew(self) -> None:
         until = lease_clock() + self._lease_s
-        await self.bench.store.renew(self.owner, lease_s=self._lease_s)
+        await self._store.renew(self.owner, lease_s=self._lease_s)
         self._lease_until = until
 
     async def _check_owner(self) -> None:

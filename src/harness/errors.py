@@ -5,6 +5,7 @@ HarnessError
  + MissingExtra (ImportError)    names the exact pip command
  + LLMError                      + LLMHTTPError  + LLMRefused  + MalformedResponse
  + ToolError                     a tool raises it: its text goes to the model
+ + PlanError (ValueError)        a plan's shape is wrong, or it names an agent that is not there
  + CheckpointError               + CheckpointConflict  + OwnershipLost  + RunNotFound (KeyError)
                                  + RecordTooNew  + CheckpointCorrupt  + StoreBusy
  + RunIdTaken (ValueError)        this run id already names another goal
@@ -14,6 +15,8 @@ HarnessError
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class HarnessError(Exception):
@@ -86,6 +89,18 @@ class ToolError(HarnessError):
     Traceback (most recent call last):
     harness.errors.ToolError: no such file: 'a.txt'
     """
+
+
+class PlanError(HarnessError, ValueError):
+    """A plan cannot be carried out: a circle, an unknown agent, an id that is double or unknown.
+
+    Args:
+        problems: everything that is wrong, a sentence each.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
 
 
 class CheckpointError(HarnessError):

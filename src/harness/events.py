@@ -13,7 +13,9 @@ from typing import ClassVar, TypeAlias, cast
 import msgspec
 
 from harness import records as r
+from harness.keys import place_of
 from harness.messages import JSON, Reasoning, Text, ToolCall
+from harness.plan import Plan
 
 
 class EventType(enum.StrEnum):
@@ -49,7 +51,7 @@ class EventType(enum.StrEnum):
     ERROR = "ERROR"
 
 
-_COMMON = frozenset({"run_id", "agent_id", "seq", "timestamp"})
+_COMMON = frozenset({"run_id", "agent_id", "seq", "timestamp", "scope"})
 
 
 class BusEvent(msgspec.Struct, frozen=True, gc=False):
@@ -60,6 +62,8 @@ class BusEvent(msgspec.Struct, frozen=True, gc=False):
         agent_id: the agent it is about.
         seq: the place of the record it shows; for an ephemeral event the last record before it.
         timestamp: seconds since the epoch.
+        scope: the path of the piece of work it is about: a task, attempt and agent, or what was delegated; empty for
+            the run itself.
 
     >>> Observation("r1", "reader", 5, 0.0, step=1, tool="add", observation="3").payload["tool"]
     'add'
@@ -70,12 +74,17 @@ class BusEvent(msgspec.Struct, frozen=True, gc=False):
     agent_id: str
     seq: int
     timestamp: float
+    scope: str = ""
+
+    @property
+    def parent(self) -> str:
+        """The scope of the agent that delegated this piece of work; empty where none did."""
+        return place_of(self.scope).parent
 
     @property
     def payload(self) -> Mapping[str, JSON]:
         """The event's own fields as plain nested data."""
-        own = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _COMMON}
-        return MappingProxyType(msgspec.to_builtins(own))
+        return MappingProxyType(_plain(_own(self)))
 
     @property
     def token(self) -> str:
@@ -86,6 +95,24 @@ class BusEvent(msgspec.Struct, frozen=True, gc=False):
     def error(self) -> str:
         """What went wrong, on an ERROR or a failed TASK_DONE; empty on every other event."""
         return ""
+
+
+def _own(event: BusEvent) -> dict[str, object]:
+    return {name: getattr(event, name) for name in event.__struct_fields__ if name not in _COMMON}
+
+
+def _plain(value: Mapping[str, object]) -> dict[str, JSON]:
+    """Return the same as JSON would give it back: lists, not tuples, and no objects."""
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
+def _all_fields(value: msgspec.Struct) -> dict[str, object]:
+    """Return every field, those at their defaults included."""
+    return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def _plan(plan: Plan) -> dict[str, object]:
+    return {"tasks": [_all_fields(task) for task in plan.tasks], "rationale": plan.rationale}
 
 
 class Started(BusEvent, frozen=True, kw_only=True):
@@ -100,6 +127,91 @@ class Resumed(BusEvent, frozen=True, kw_only=True):
 
     type = EventType.RESUMED
     epoch: int
+
+
+class Dispatched(BusEvent, frozen=True, kw_only=True):
+    """The goal was found to need one agent (``routed``), or a plan over several (``orchestrated``)."""
+
+    type = EventType.DISPATCH
+    complexity: r.Complexity
+    path: str
+    rationale: str
+
+
+class Routed(BusEvent, frozen=True, kw_only=True):
+    """An agent was chosen; it is the event's ``agent_id`` as well. ``warning`` says why it is not the one named."""
+
+    type = EventType.ROUTE
+    rationale: str
+    warning: str = ""
+
+    @property
+    def payload(self) -> Mapping[str, JSON]:
+        """agent_id, rationale, and a warning where there is one."""
+        return MappingProxyType(
+            {"agent_id": self.agent_id, "rationale": self.rationale}
+            | ({"warning": self.warning} if self.warning else {})
+        )
+
+
+class Planned(BusEvent, frozen=True, kw_only=True):
+    """A plan is in force; ``resumed`` says that it was before. ``plan`` holds its tasks and the rationale."""
+
+    type = EventType.PLAN
+    plan: Plan
+    resumed: bool = False
+
+    @property
+    def payload(self) -> Mapping[str, JSON]:
+        """plan: tasks (id, agent_id, instruction, depends_on, on_failure, max_retries) and rationale; resumed."""
+        return MappingProxyType(_plain({"plan": _plan(self.plan), "resumed": self.resumed}))
+
+
+class Replanned(BusEvent, frozen=True, kw_only=True):
+    """What remained of the plan was replaced: ``added`` and ``removed`` say how, ``plan`` is what is in force now.
+
+    Attributes:
+        replan_count: how often so far.
+        trigger_task: the task whose outcome led to it.
+        reason: what was wrong with that.
+        new_task_count: how many tasks were added.
+        kept: ids of the tasks that stay, done or at work.
+    """
+
+    type = EventType.REPLAN
+    replan_count: int
+    trigger_task: str
+    reason: str
+    new_task_count: int
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    kept: tuple[str, ...]
+    plan: Plan
+
+    @property
+    def payload(self) -> Mapping[str, JSON]:
+        """The event's own fields, the plan's with every field of its tasks."""
+        return MappingProxyType(_plain(_own(self) | {"plan": _plan(self.plan)}))
+
+
+class TaskStarted(BusEvent, frozen=True, kw_only=True):
+    """An agent begins an attempt at a task, or what another agent has delegated to it (then ``parent`` is set)."""
+
+    type = EventType.TASK_STARTED
+    task_id: str
+    attempt: int
+    instruction: str
+
+
+class Synthesised(BusEvent, frozen=True, kw_only=True):
+    """The tasks' results were brought together; ``joined`` where that failed and they stand one after the other."""
+
+    type = EventType.SYNTHESIS
+    answer: str
+    confidence: float
+    conflicts: tuple[str, ...]
+    unknowns: tuple[str, ...]
+    joined: bool = False
 
 
 class Thought(BusEvent, frozen=True, kw_only=True):
@@ -173,15 +285,59 @@ class Warned(BusEvent, frozen=True, kw_only=True):
 
 
 class TaskDone(BusEvent, frozen=True, kw_only=True):
-    """The agent has its answer. The last event of a run with one agent."""
+    """An agent has its answer, or in an orchestration has none (``success``, ``message``).
+
+    The last event of a run with one agent, which is the one that carries cost, seconds and budget; in an orchestration
+    one for each attempt at a task and each piece of delegated work.
+    """
 
     type = EventType.TASK_DONE
     answer: str
     confidence: float
     steps: int
+    cost_usd: float = 0.0
+    elapsed_seconds: float = 0.0
+    budget: dict[str, object] = {}
+    task_id: str = ""
+    success: bool = True
+    message: str = ""
+
+    @property
+    def error(self) -> str:
+        """Why there is no answer."""
+        return self.message
+
+    @property
+    def payload(self) -> Mapping[str, JSON]:
+        """What holds for it: what was spent at the end of a run, the task and its outcome within one."""
+        own: dict[str, object] = {"answer": self.answer, "confidence": self.confidence, "steps": self.steps}
+        if self.scope:
+            own |= {"task_id": self.task_id, "success": self.success, "error": self.message}
+        else:
+            own |= {"cost_usd": self.cost_usd, "elapsed_seconds": self.elapsed_seconds, "budget": self.budget}
+        return MappingProxyType(_plain(own))
+
+
+class Done(BusEvent, frozen=True, kw_only=True):
+    """An orchestrated run has its answer: its last event."""
+
+    type = EventType.DONE
+    goal: str
+    answer: str
+    confidence: float
+    conflicts: tuple[str, ...]
+    unknowns: tuple[str, ...]
+    replan_count: int
     cost_usd: float
     elapsed_seconds: float
     budget: dict[str, object]
+    task_results: tuple[r.TaskResult, ...]
+
+    @property
+    def payload(self) -> Mapping[str, JSON]:
+        """The event's own fields and ``run_id``; ``task_results`` by task id."""
+        results = {result.task_id: _all_fields(result) for result in self.task_results}
+        return MappingProxyType(_plain({"run_id": self.run_id} | _own(self) | {"task_results": results}))
 
 
 class Cancelled(BusEvent, frozen=True, kw_only=True):
@@ -212,6 +368,12 @@ class Errored(BusEvent, frozen=True, kw_only=True):
 Event: TypeAlias = (
     Started
     | Resumed
+    | Dispatched
+    | Routed
+    | Planned
+    | Replanned
+    | TaskStarted
+    | Synthesised
     | Thought
     | Token
     | Discarded
@@ -221,15 +383,37 @@ Event: TypeAlias = (
     | Compacted
     | Warned
     | TaskDone
+    | Done
     | Cancelled
     | Errored
 )
 
 
-def budget_payload(spent: r.Spent) -> dict[str, object]:
-    """Show what was spent as plain data: cost_usd, elapsed_seconds, tokens and their breakdown."""
-    usage = spent.usage
+def _sum(shares: Sequence[r.Share], name: str) -> dict[str, object]:
+    total: dict[str, r.Usage] = {}
+    for share in shares:
+        if key := getattr(share, name):
+            total[key] = total.get(key, r.Usage()) + share.usage
     return {
+        key: {
+            "cost_usd": usage.cost_usd,
+            "tokens": usage.input_tokens + usage.output_tokens,
+            "unpriced_calls": usage.unpriced,
+        }
+        for key, usage in total.items()
+    }
+
+
+def budget_payload(spent: r.Spent, shares: Sequence[r.Share] = ()) -> dict[str, object]:
+    """Show what was spent as plain data: cost_usd, elapsed_seconds, tokens and their breakdown.
+
+    With shares also ``by_site``, ``by_agent`` and ``by_task``: cost_usd, tokens and unpriced_calls of each.
+    """
+    usage = spent.usage
+    by: dict[str, object] = {
+        f"by_{name.removesuffix('_id')}": _sum(shares, name) for name in ("site", "agent_id", "task_id")
+    }
+    return (by if shares else {}) | {
         "cost_usd": usage.cost_usd,
         "elapsed_seconds": spent.active_s,
         "tokens": usage.input_tokens + usage.output_tokens,
@@ -255,20 +439,50 @@ def arguments_for_show(call: ToolCall) -> dict[str, object] | str:
     return args if isinstance(args, dict) else call.arguments  # pyright: ignore[reportUnknownVariableType] - decoded JSON
 
 
-def events_of(entry: r.Entry, agent_id: str) -> Sequence[Event]:
-    """Return the events that show one record; many records show as none."""
-    record = entry.record
-    show = _SHOW.get(type(record))
-    return () if show is None else show(record, (entry.run_id, agent_id, entry.seq, entry.at))
+class Projection:
+    """Turns the entries of one run into events, in order. Many records show as none.
+
+    It remembers what records say later ones are about: the agent that was chosen, the plan in force.
+
+    Args:
+        entries: those that come before the first one it shows.
+
+    Attributes:
+        agent_id: the agent of the run's root; empty while there is none.
+        plan: the plan in force; None where there is none.
+
+    >>> started = r.RunStarted(r.VERSION, "Tidy up.", "a", r.Fingerprints("", "", ""))
+    >>> [event.type.value for event in Projection().events(r.Entry("r1", 1, 0.0, started))]
+    ['STARTED']
+    """
+
+    __slots__ = ("agent_id", "plan")
+
+    def __init__(self, entries: Sequence[r.Entry] = ()) -> None:
+        self.agent_id = ""
+        self.plan: Plan | None = None
+        for entry in entries:
+            if type(entry.record) in _REMEMBERED:
+                self.events(entry)
+
+    def events(self, entry: r.Entry) -> Sequence[Event]:
+        """Return the events that show one record."""
+        show = _SHOW.get(type(entry.record))
+        return () if show is None else show(self, entry, entry.record)
+
+    def agent_of(self, scope: str) -> str:
+        """Return the agent at work in a scope."""
+        return place_of(scope).agent_id if scope else self.agent_id
 
 
-_Common: TypeAlias = tuple[str, str, int, float]
-"""The fields every event has, in order."""
-
-
-def _llm_finished(record: r.LLMFinished, common: _Common) -> Sequence[Event]:
-    if record.purpose == "compaction":
-        return (Compacted(*common, summary="".join(p.text for p in record.parts if isinstance(p, Text))),)
+def _llm_finished(told: Projection, entry: r.Entry, record: r.LLMFinished) -> Sequence[Event]:
+    run_id, seq, at, scope = entry.run_id, entry.seq, entry.at, record.scope
+    agent_id = told.agent_of(scope)
+    if record.purpose != "step":
+        if record.purpose != "compaction":
+            return ()  # what came of a word on the run is a record of its own
+        summary = "".join(p.text for p in record.parts if isinstance(p, Text))
+        return (Compacted(run_id, agent_id, seq, at, scope, summary=summary),)
     calls: list[ToolCall] = []
     reasoning = text = ""
     for part in record.parts:
@@ -285,81 +499,203 @@ def _llm_finished(record: r.LLMFinished, common: _Common) -> Sequence[Event]:
     # With calls the text is what the model says about them; without, it is the answer and shows in TASK_DONE.
     said = text if calls else ""
     thought = f"{reasoning}\n{said}" if reasoning and said else reasoning or said
-    events: list[Event] = [Thought(*common, step=record.step, thought=thought, action=action)]
-    events += [Action(*common, step=record.step, tool=call.name, args=arguments_for_show(call)) for call in calls]
+    step = record.step
+    events: list[Event] = [Thought(run_id, agent_id, seq, at, scope, step=step, thought=thought, action=action)]
+    for call in calls:
+        args = arguments_for_show(call)
+        events.append(Action(run_id, agent_id, seq, at, scope, step=step, tool=call.name, args=args))
     return events
 
 
-def _tool_finished(record: r.ToolFinished, common: _Common) -> Sequence[Event]:
+def _tool_finished(told: Projection, entry: r.Entry, record: r.ToolFinished) -> Sequence[Event]:
+    scope = record.scope
     return (
-        Observation(*common, step=record.step, tool=record.tool, observation=record.text, status=record.status),
+        Observation(
+            entry.run_id, told.agent_of(scope), entry.seq, entry.at, scope,
+            step=record.step, tool=record.tool, observation=record.text, status=record.status,
+        ),
     )  # fmt: skip
 
 
-def _run_started(record: r.RunStarted, common: _Common) -> Sequence[Event]:
-    return (Started(*common, goal=record.goal),)
+_Common: TypeAlias = tuple[str, str, int, float, str]
+"""The fields every event has, in order."""
 
 
-def _driver_started(record: r.DriverStarted, common: _Common) -> Sequence[Event]:
-    return (Resumed(*common, epoch=record.epoch),) if record.epoch > 1 else ()
+def _common(told: Projection, entry: r.Entry, scope: str = "") -> _Common:
+    return entry.run_id, told.agent_of(scope), entry.seq, entry.at, scope
 
 
-def _config_differs(record: r.ConfigDiffers, common: _Common) -> Sequence[Event]:
-    return (Warned(*common, text="changed since the run was last driven: " + "; ".join(record.changes)),)
+def _run_started(told: Projection, entry: r.Entry, record: r.RunStarted) -> Sequence[Event]:
+    told.agent_id = record.agent_id
+    return (Started(*_common(told, entry), goal=record.goal),)
 
 
-def _llm_failed(record: r.LLMFailed, common: _Common) -> Sequence[Event]:
-    again = "it will be tried again" if record.transient else "it is not tried again"
-    return (Warned(*common, text=f"model call failed (attempt {record.attempt}): {record.error}; {again}"),)
+def _driver_started(told: Projection, entry: r.Entry, record: r.DriverStarted) -> Sequence[Event]:
+    if record.epoch == 1:
+        return ()
+    events: list[Event] = [Resumed(*_common(told, entry), epoch=record.epoch)]
+    if told.plan is not None:
+        events.append(Planned(*_common(told, entry), plan=told.plan, resumed=True))
+    return events
 
 
-def _noted(record: r.Noted, common: _Common) -> Sequence[Event]:
-    return (Warned(*common, text=record.text),)
+def _config_differs(told: Projection, entry: r.Entry, record: r.ConfigDiffers) -> Sequence[Event]:
+    text = "changed since the run was last driven: " + "; ".join(record.changes)
+    return (Warned(*_common(told, entry), text=text),)
 
 
-def _dropped(_record: r.Dropped, common: _Common) -> Sequence[Event]:
-    return (Compacted(*common, summary=""),)
+def _dispatched(told: Projection, entry: r.Entry, record: r.Dispatched) -> Sequence[Event]:
+    common = _common(told, entry)
+    return (Dispatched(*common, complexity=record.complexity, path=record.path, rationale=record.rationale),)
 
 
-def _run_finished(record: r.RunFinished, common: _Common) -> Sequence[Event]:
-    spent = record.spent
+def _routed(told: Projection, entry: r.Entry, record: r.Routed) -> Sequence[Event]:
+    told.agent_id = record.agent_id
+    return (Routed(*_common(told, entry), rationale=record.rationale, warning=record.warning),)
+
+
+def _planned(told: Projection, entry: r.Entry, record: r.Planned) -> Sequence[Event]:
+    told.plan = Plan(record.tasks, record.rationale)
+    return (Planned(*_common(told, entry), plan=told.plan),)
+
+
+def _replanned(told: Projection, entry: r.Entry, record: r.Replanned) -> Sequence[Event]:
+    before = told.plan.tasks if told.plan is not None else ()
+    # What a kept task was given by one that is gone, it has had.
+    kept = [
+        msgspec.structs.replace(task, depends_on=tuple(need for need in task.depends_on if need in record.kept))
+        for task in before
+        if task.id in record.kept
+    ]
+    told.plan = Plan((*kept, *record.tasks), record.rationale)
+    replanned = Replanned(
+        *_common(told, entry),
+        replan_count=record.count,
+        trigger_task=record.trigger_task,
+        reason=record.reason,
+        new_task_count=len(record.tasks),
+        added=tuple(task.id for task in record.tasks),
+        removed=record.removed,
+        kept=record.kept,
+        plan=told.plan,
+    )
+    return (replanned,)
+
+
+def _scope_opened(told: Projection, entry: r.Entry, record: r.ScopeOpened) -> Sequence[Event]:
+    common = _common(told, entry, record.child)
+    task_id = place_of(record.child).task_id
+    return (TaskStarted(*common, task_id=task_id, attempt=record.attempt, instruction=record.goal),)
+
+
+def _scope_closed(told: Projection, entry: r.Entry, record: r.ScopeClosed) -> Sequence[Event]:
     done = TaskDone(
-        *common,
+        *_common(told, entry, record.child),
         answer=record.answer,
         confidence=record.confidence,
         steps=record.steps,
-        cost_usd=spent.usage.cost_usd,
-        elapsed_seconds=spent.active_s,
-        budget=budget_payload(spent),
+        task_id=place_of(record.child).task_id,
+        success=record.success,
+        message=record.error,
     )
     return (done,)
 
 
-def _run_failed(record: r.RunFailed, common: _Common) -> Sequence[Event]:
+def _task_skipped(told: Projection, entry: r.Entry, record: r.TaskSkipped) -> Sequence[Event]:
+    return (Warned(*_common(told, entry), text=f"task {record.task_id!r} is skipped: {record.reason}"),)
+
+
+def _synthesised(told: Projection, entry: r.Entry, record: r.Synthesised) -> Sequence[Event]:
+    synthesised = Synthesised(
+        *_common(told, entry),
+        answer=record.answer,
+        confidence=record.confidence,
+        conflicts=record.conflicts,
+        unknowns=record.unknowns,
+        joined=record.joined,
+    )
+    return (synthesised,)
+
+
+def _llm_failed(told: Projection, entry: r.Entry, record: r.LLMFailed) -> Sequence[Event]:
+    again = "it will be tried again" if record.transient else "it is not tried again"
+    text = f"model call failed (attempt {record.attempt}): {record.error}; {again}"
+    return (Warned(*_common(told, entry, record.scope), text=text),)
+
+
+def _noted(told: Projection, entry: r.Entry, record: r.Noted) -> Sequence[Event]:
+    return (Warned(*_common(told, entry, record.scope), text=record.text),)
+
+
+def _dropped(told: Projection, entry: r.Entry, record: r.Dropped) -> Sequence[Event]:
+    return (Compacted(*_common(told, entry, record.scope), summary=""),)
+
+
+def _run_finished(told: Projection, entry: r.Entry, record: r.RunFinished) -> Sequence[Event]:
+    spent, common = record.spent, _common(told, entry)
+    cost_usd, seconds, budget = spent.usage.cost_usd, spent.active_s, budget_payload(spent, record.shares)
+    if not record.tasks:
+        done = TaskDone(
+            *common,
+            answer=record.answer,
+            confidence=record.confidence,
+            steps=record.steps,
+            cost_usd=cost_usd,
+            elapsed_seconds=seconds,
+            budget=budget,
+        )
+        return (done,)
+    all_done = Done(
+        *common,
+        goal=record.goal,
+        answer=record.answer,
+        confidence=record.confidence,
+        conflicts=record.conflicts,
+        unknowns=record.unknowns,
+        replan_count=record.replan_count,
+        cost_usd=cost_usd,
+        elapsed_seconds=seconds,
+        budget=budget,
+        task_results=record.tasks,
+    )
+    return (all_done,)
+
+
+def _run_failed(told: Projection, entry: r.Entry, record: r.RunFailed) -> Sequence[Event]:
     spent = record.spent
     failed = Errored(
-        *common,
+        *_common(told, entry),
         reason=record.reason,
         message=record.error,
         answer=record.answer,
         steps=record.steps,
         cost_usd=spent.usage.cost_usd,
         elapsed_seconds=spent.active_s,
-        budget=budget_payload(spent),
+        budget=budget_payload(spent, record.shares),
     )
     return (failed,)
 
 
-def _run_cancelled(record: r.RunCancelled, common: _Common) -> Sequence[Event]:
-    return (Cancelled(*common, reason=record.reason),)
+def _run_cancelled(told: Projection, entry: r.Entry, record: r.RunCancelled) -> Sequence[Event]:
+    return (Cancelled(*_common(told, entry), reason=record.reason),)
 
+
+_REMEMBERED = frozenset({r.RunStarted, r.Routed, r.Planned, r.Replanned})
 
 _SHOW = cast(
-    "Mapping[type[r.Record], Callable[[r.Record, _Common], Sequence[Event]]]",
+    "Mapping[type[r.Record], Callable[[Projection, r.Entry, r.Record], Sequence[Event]]]",
     {
         r.RunStarted: _run_started,
         r.DriverStarted: _driver_started,
         r.ConfigDiffers: _config_differs,
+        r.Dispatched: _dispatched,
+        r.Routed: _routed,
+        r.Planned: _planned,
+        r.Replanned: _replanned,
+        r.ScopeOpened: _scope_opened,
+        r.ScopeClosed: _scope_closed,
+        r.TaskSkipped: _task_skipped,
+        r.Synthesised: _synthesised,
         r.LLMFinished: _llm_finished,
         r.LLMFailed: _llm_failed,
         r.ToolFinished: _tool_finished,

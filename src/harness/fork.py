@@ -12,6 +12,8 @@ from harness.records import (
     DriverStarted,
     Entry,
     ForkPoint,
+    LLMFailed,
+    LLMFinished,
     LLMStarted,
     Record,
     Reopened,
@@ -30,18 +32,51 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
     """
     first = entries[0].record
     assert isinstance(first, RunStarted)  # every journal begins with it
-    steps = [e.record.step for e in entries if isinstance(e.record, LLMStarted) and e.record.purpose == "step"]
-    last = max(steps, default=1)
+    places = _steps(entries)
+    last = max(places, default=1)
     at = last if at is None else at
     if not 1 <= at <= last + 1:
         raise ConfigError(f"run {source!r} has steps 1 to {last}; cannot fork it at {at}")
-    copied: list[Record] = []
-    for entry in entries[1:]:
-        record = entry.record
-        if isinstance(record, LLMStarted) and record.step >= at:
-            break
-        if not isinstance(record, (DriverStarted, RunFailed, RunFinished, RunCancelled, Reopened)):
-            copied.append(record)
+    until = places.get(at, len(entries))
+    copied = [
+        entry.record
+        for entry in _answered(entries[1:until])
+        if not isinstance(entry.record, (DriverStarted, RunFailed, RunFinished, RunCancelled, Reopened))
+    ]
     fork = ForkPoint(source, at, len(copied))
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
     return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]
+
+
+def _steps(entries: Sequence[Entry]) -> dict[int, int]:
+    """Return where each step begins: the place of its first model call, compactions before it included.
+
+    The steps of a run with several agents are numbered in the order in which they began.
+    """
+    places: dict[int, int] = {}
+    seen: set[tuple[str, int, bool]] = set()
+    for place, entry in enumerate(entries):
+        record = entry.record
+        if isinstance(record, LLMStarted):
+            # A word on the run and an agent's step may bear the same number, where the scope changes hands.
+            step = record.scope, record.step, record.purpose in ("step", "compaction")
+            if step not in seen:
+                seen.add(step)
+                places[len(places) + 1] = place
+    return places
+
+
+def _answered(entries: Sequence[Entry]) -> Sequence[Entry]:
+    """Leave out model calls that were not answered before the end. A tool call that was not is in doubt."""
+    open_calls: dict[str, int] = {}
+    cut: set[int] = set()
+    for place, entry in enumerate(entries):
+        record = entry.record
+        if isinstance(record, LLMStarted):
+            if record.scope in open_calls:  # its process died, and the next one asked again
+                cut.add(open_calls[record.scope])
+            open_calls[record.scope] = place
+        elif isinstance(record, (LLMFinished, LLMFailed)):
+            open_calls.pop(record.scope, None)
+    cut.update(open_calls.values())
+    return [entry for place, entry in enumerate(entries) if place not in cut]

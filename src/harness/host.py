@@ -8,7 +8,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from harness.keys import join_key
 from harness.records import Origin
 
 logger = logging.getLogger("harness")
@@ -89,12 +88,11 @@ def resume_command(origin: Origin | None, key: str) -> str:
     return f"{shlex.join(origin.command)} --resume {shlex.quote(key)}"
 
 
-def hint_interrupted(label: str, run_id: str, agent_id: str, origin: Origin | None) -> None:
-    """Say on stderr, once per process, how to go on with an interrupted run."""
+def hint_interrupted(label: str, key: str, origin: Origin | None) -> None:
+    """Say on stderr, once per process, how to go on with what was interrupted."""
     if _Once.hint_printed:
         return
     _Once.hint_printed = True
-    key = join_key(run_id, agent_id)
     print(
         f"\n{label} interrupted — checkpoint saved.\nResume: {resume_command(origin, key)}", file=sys.stderr, flush=True
     )

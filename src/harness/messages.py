@@ -135,6 +135,20 @@ def assistant(text: str) -> Message:
     return Message("assistant", (Text(text),))
 
 
+def unfence(text: str) -> str:
+    """Strip white space and one code fence that is around the whole text.
+
+    >>> unfence('```json\\n{"a": 1}\\n```')
+    '{"a": 1}'
+    """
+    text = text.strip()
+    if len(text) < 6 or not (text.startswith("```") and text.endswith("```")) or "```" in text[3:-3]:
+        return text
+    first, newline, rest = text[3:-3].partition("\n")
+    language = first.strip()
+    return (rest if newline and (not language or language.isalnum()) else text[3:-3]).strip()
+
+
 class MessageView(Sequence[Message]):
     """A snapshot of an append-only message list that costs nothing to take.
 

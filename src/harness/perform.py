@@ -29,6 +29,7 @@ from harness.records import (
     FinishReason,
     LLMFailed,
     LLMFinished,
+    LLMPurpose,
     LLMStarted,
     ToolFinished,
     ToolNotDone,
@@ -36,6 +37,7 @@ from harness.records import (
     ToolStatus,
 )
 from harness.state import CallState, ScopeState
+from harness.strategies import prompts
 from harness.strategies.base import RunConfig
 from harness.stream import RunLog
 from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, ToolContext, ToolOutput, ToolSpec, Unknown
@@ -54,12 +56,13 @@ async def _nothing() -> None:
 
 @dataclass(slots=True)
 class Workbench:
-    """What performing a call needs; one for each driver.
+    """What performing one agent's calls needs; each driver has its own.
 
     Attributes:
         run_id: the run.
         config: agent, tools' specs, limits.
-        llm: the model.
+        llm: the agent's model.
+        llms: the models that are asked instead of it, by purpose.
         tools: the tools, by name.
         store: where large results go.
         log: who watches.
@@ -76,6 +79,7 @@ class Workbench:
     run_id: str
     config: RunConfig
     llm: LLM
+    llms: Mapping[LLMPurpose, LLM]
     tools: Mapping[str, Tool]
     store: CheckpointStore
     log: RunLog
@@ -119,7 +123,7 @@ async def call_llm(
     settings = request.settings
     stream: AsyncIterator[LLMDelta] | None = None
     try:
-        stream = bench.llm.stream(request)
+        stream = (bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)).stream(request)
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
             watchdog.seen = True
@@ -128,7 +132,7 @@ async def call_llm(
                 break
             if is_step and log.wants_tokens:
                 shown = True
-                log.delta(delta.text, type(delta) is ReasoningDelta)
+                log.delta(start.scope, delta.text, type(delta) is ReasoningDelta)
         watchdog.stop()
         if response is None:
             raise MalformedResponse("the reply ended before it was complete", transient=True)
@@ -136,7 +140,7 @@ async def call_llm(
     except BaseException as error:
         failed = _llm_failure(bench, start, watchdog, error)
         if shown:
-            log.discard(failed.error if failed else "interrupted")
+            log.discard(start.scope, scope.agent_id, failed.error if failed else "interrupted")
         await _close(stream, watchdog)
         if failed is None:
             raise
@@ -148,16 +152,15 @@ async def call_llm(
 def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMRequest:
     """Project what the model is asked from the journal and the configuration."""
     agent = bench.agent
+    if start.purpose == "step":
+        return LLMRequest(
+            agent.system_prompt, scope.view(), bench.specs, agent.llm_settings, agent.confidence_from_llm
+        )  # fmt: skip
     if start.purpose == "compaction":
         text = working_memory.transcript(scope, start.upto)
         return LLMRequest(working_memory.SUMMARY_PROMPT, [user(text)], (), agent.llm_settings)
-    return LLMRequest(
-        agent.system_prompt,
-        scope.view(),
-        bench.specs,
-        agent.llm_settings,
-        agent.confidence_from_llm,
-    )
+    asked = prompts.question(start.purpose, scope, bench.config)
+    return LLMRequest(asked.system, asked.messages, (), agent.llm_settings, response_schema=asked.schema)
 
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
@@ -188,13 +191,11 @@ _FINISHES: tuple[FinishReason, ...] = get_args(FinishReason)
 
 def _counted(usage: Usage) -> Usage:
     """Return a usage of whole numbers that are not negative, whatever a model object reports."""
-    for name in Usage.__struct_fields__:
-        value = getattr(usage, name)
+    values = msgspec.structs.astuple(usage)
+    for value in values:
         if type(value) is not int or value < 0:
-            break
-    else:
-        return usage
-    return Usage(*(_whole(getattr(usage, name)) for name in Usage.__struct_fields__))
+            return Usage(*map(_whole, values))
+    return usage
 
 
 def _whole(value: object) -> int:
@@ -348,7 +349,8 @@ def _check_output(output: object) -> None:
 
 def _context(bench: Workbench, start: ToolStarted, deadline: float) -> ToolContext[object]:
     call_id = f"{start.scope}/{start.step}/{start.index}"
-    return ToolContext(bench.run_id, call_id, bench.deps, deadline, partial(bench.log.progress, start.tool))
+    progress = partial(bench.log.progress, start.scope, bench.agent.agent_id, start.tool)
+    return ToolContext(bench.run_id, call_id, bench.deps, deadline, progress)
 
 
 async def _late(

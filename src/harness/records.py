@@ -19,19 +19,37 @@ import msgspec
 
 from harness.budget import Spent, Usage
 from harness.errors import CheckpointCorrupt, RecordTooNew
-from harness.messages import Image, Part
+from harness.messages import Image, Message, Part
+from harness.plan import Task
 
-VERSION = 1
+VERSION = 2
 """The version of the records this release writes."""
 
 Effect: TypeAlias = Literal["read", "idempotent", "once"]
 """What running a tool twice means: nothing; nothing with the same idempotency key; a second effect."""
 
+Site: TypeAlias = Literal["agent", "summariser", "classifier", "router", "planner", "synthesiser"]
+"""Where in a run a model is called; each may have a model of its own."""
+
 EFFECT_STRICTNESS: dict[Effect, int] = {"read": 0, "idempotent": 1, "once": 2}
 
 FinishReason: TypeAlias = Literal["stop", "length", "tool_calls", "content_filter", "error"]
 
-LLMPurpose: TypeAlias = Literal["step", "compaction"]
+LLMPurpose: TypeAlias = Literal["step", "compaction", "classify", "route", "plan", "synthesis"]
+"""What a model is asked for: an agent's next step, a summary of its past, or a word on the whole run."""
+
+SITE_OF: dict[LLMPurpose, Site] = {
+    "step": "agent",
+    "compaction": "summariser",
+    "classify": "classifier",
+    "route": "router",
+    "plan": "planner",
+    "synthesis": "synthesiser",
+}
+
+StrategyName: TypeAlias = Literal["react", "dispatch", "route", "pick", "orchestrate"]
+"""How a scope decides what to do next: one agent's loop; simple or complex; which agent, to run it or only to name it;
+a plan over many agents."""
 
 ToolStatus: TypeAlias = Literal[
     "ok",  # the tool returned
@@ -43,7 +61,12 @@ ToolStatus: TypeAlias = Literal[
     "unrepresentable",  # it succeeded, its result cannot be written down
 ]
 
-FailureReason: TypeAlias = Literal["llm", "budget", "max_steps", "no_progress", "malformed", "length", "refused"]
+FailureReason: TypeAlias = Literal[
+    "llm", "budget", "max_steps", "no_progress", "malformed", "length", "refused", "plan", "task"
+]
+"""``plan``: the planner gave no plan that can be carried out. ``task``: one the run cannot do without failed."""
+
+Complexity: TypeAlias = Literal["simple", "complex"]
 
 
 class ProcessId(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -111,16 +134,41 @@ class ForkPoint(msgspec.Struct, frozen=True, gc=False):
 
 
 class RunStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
-    """The first record of every run."""
+    """The first record of every run.
+
+    Attributes:
+        agent_id: the agent of a run with one; empty where the run itself finds out who works.
+        fingerprints: of that agent, or of the model that plans.
+        agents: of every other agent that may be at work, by id.
+        continues: the run whose conversation this one goes on with.
+    """
 
     version: int
     goal: str
     agent_id: str
     fingerprints: Fingerprints
     tokens: int = 0
-    strategy: Literal["react"] = "react"
+    strategy: StrategyName = "react"
     origin: Origin | None = None
     forked_from: ForkPoint | None = None
+    agents: dict[str, Fingerprints] = {}
+    continues: str = ""
+
+
+class Continued(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """The conversation of an earlier run, which this one goes on with: it comes before the goal.
+
+    Attributes:
+        messages: what the model was shown and answered.
+        tokens: estimated tokens of each.
+        summary: what comes before them, where they are not all of it.
+        summary_tokens: estimated tokens of that.
+    """
+
+    messages: tuple[Message, ...]
+    tokens: tuple[int, ...]
+    summary: str = ""
+    summary_tokens: int = 0
 
 
 class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -136,6 +184,132 @@ class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True):
 
     changes: tuple[str, ...]
     fingerprints: Fingerprints
+    agents: dict[str, Fingerprints] = {}
+
+
+class Dispatched(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """The goal was found to need one agent, or a plan over several."""
+
+    complexity: Complexity
+    path: Literal["routed", "orchestrated"]
+    rationale: str = ""
+    scope: str = ""
+
+
+class Routed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """An agent was chosen for the goal; the scope is that agent's from here on.
+
+    Attributes:
+        tokens: estimated tokens of the goal, as that agent counts them.
+        warning: why it is not the one that was named.
+    """
+
+    agent_id: str
+    tokens: int
+    rationale: str = ""
+    warning: str = ""
+    scope: str = ""
+
+
+class Planned(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A plan is in force."""
+
+    tasks: tuple[Task, ...]
+    rationale: str = ""
+    scope: str = ""
+
+
+class Replanned(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """What remained of the plan was replaced. What was done or at work is kept.
+
+    Attributes:
+        tasks: what takes the place of what remained.
+        trigger_task: the task whose outcome led to it.
+        reason: what was wrong with that.
+        count: which replan it is, from 1.
+        kept: ids of the tasks that stay.
+        removed: ids of the tasks that are gone.
+    """
+
+    tasks: tuple[Task, ...]
+    trigger_task: str
+    reason: str
+    count: int
+    rationale: str = ""
+    kept: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    scope: str = ""
+
+
+class ScopeOpened(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """An agent begins a piece of work within the run: an attempt at a task, or what another agent gave to it.
+
+    Attributes:
+        child: the path of the new scope.
+        agent_id: the agent at work in it.
+        goal: what it is asked.
+        tokens: estimated tokens of that.
+        scope: where it belongs: the plan's scope, or the delegating agent's.
+        task_id: the task, for an attempt at one.
+        attempt: which attempt it is, from 1.
+        step, index: the tool call by which it was delegated, otherwise.
+    """
+
+    child: str
+    agent_id: str
+    goal: str
+    tokens: int
+    scope: str = ""
+    task_id: str = ""
+    attempt: int = 1
+    step: int = 0
+    index: int = 0
+
+
+class ScopeClosed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A piece of work within the run came to its end.
+
+    Attributes:
+        child: the scope that is closed.
+        success: whether there is an answer.
+        doubtful: whether a task's answer is below the confidence threshold.
+        answer: the answer, or the last text the model gave.
+        reason, error: why there is none.
+        scope: the scope that opened it.
+    """
+
+    child: str
+    success: bool
+    steps: int
+    answer: str = ""
+    confidence: float = 0.0
+    reason: FailureReason | None = None
+    error: str = ""
+    scope: str = ""
+    doubtful: bool = False
+
+
+class TaskSkipped(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A task is not done, because something it depends on was not."""
+
+    task_id: str
+    reason: str
+    scope: str = ""
+
+
+class Synthesised(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """The tasks' results were brought together.
+
+    Attributes:
+        joined: no synthesis could be had; the answer is the results, one after the other.
+    """
+
+    answer: str
+    confidence: float
+    conflicts: tuple[str, ...] = ()
+    unknowns: tuple[str, ...] = ()
+    joined: bool = False
+    scope: str = ""
 
 
 class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -258,10 +432,13 @@ class ToolFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_default
 
 
 class Noted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
-    """The harness tells the model something: its reply was malformed, cut, or brings nothing new."""
+    """The harness tells the model something: its reply was malformed, cut, or brings nothing new.
+
+    With ``no_replan`` it is told to nobody: the planner could not be had, and the plan stays as it is.
+    """
 
     step: int
-    reason: Literal["malformed", "length", "no_progress"]
+    reason: Literal["malformed", "length", "no_progress", "no_replan"]
     text: str
     scope: str = ""
     tokens: int = 0
@@ -275,13 +452,62 @@ class Dropped(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=Tru
     scope: str = ""
 
 
+class TaskResult(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """How one task of a plan ended.
+
+    Attributes:
+        status: ``doubtful``: answered below the confidence threshold, and used all the same.
+        attempts: how often it was begun.
+        error: why it has no answer.
+
+    >>> TaskResult("t1", "reader", "done", answer="42", confidence=0.9, attempts=1).status
+    'done'
+    """
+
+    task_id: str
+    agent_id: str
+    status: Literal["done", "doubtful", "failed", "skipped"]
+    answer: str = ""
+    confidence: float = 0.0
+    attempts: int = 0
+    error: str = ""
+
+
+class Share(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What one call site used for one agent and task.
+
+    Attributes:
+        site: ``agent``, ``summariser``, ``classifier``, ``router``, ``planner`` or ``synthesiser``.
+    """
+
+    site: Site
+    usage: Usage
+    agent_id: str = ""
+    task_id: str = ""
+
+
 class RunFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
-    """The run has its answer. Final."""
+    """The run has its answer. Final.
+
+    Attributes:
+        shares: what was used, by call site, agent and task.
+        goal: what was asked; with the fields below it, only where a plan was carried out.
+        tasks: how each of its tasks ended.
+        conflicts: what the results contradict each other in.
+        unknowns: what they leave open.
+        replan_count: how often the plan was replaced.
+    """
 
     answer: str
     confidence: float
     steps: int
     spent: Spent
+    shares: tuple[Share, ...] = ()
+    goal: str = ""
+    tasks: tuple[TaskResult, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    unknowns: tuple[str, ...] = ()
+    replan_count: int = 0
 
 
 class RunFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -296,6 +522,7 @@ class RunFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     steps: int
     spent: Spent
     answer: str = ""
+    shares: tuple[Share, ...] = ()
 
 
 class RunCancelled(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -314,8 +541,17 @@ class Reopened(msgspec.Struct, frozen=True, gc=False, tag=True):
 
 Record: TypeAlias = (
     RunStarted
+    | Continued
     | DriverStarted
     | ConfigDiffers
+    | Dispatched
+    | Routed
+    | Planned
+    | Replanned
+    | ScopeOpened
+    | ScopeClosed
+    | TaskSkipped
+    | Synthesised
     | LLMStarted
     | LLMFinished
     | LLMFailed

@@ -114,8 +114,8 @@ class ToolRegistry:
         Raises:
             ConfigError: ``allowed_tools`` names a tool that is not registered.
         """
-        if agent.allowed_tools is None:
-            return dict(self._tools)
+        if agent.allowed_tools is None:  # an agent that may call everything does not thereby give work to itself
+            return {name: tool for name, tool in self._tools.items() if tool.spec.delegate_to != agent.agent_id}
         for name in agent.allowed_tools:
             if name not in self._tools:
                 raise ConfigError(
@@ -134,13 +134,32 @@ _NOT_SETTINGS = frozenset({"agent_id", "system_prompt", "llm", "token_counter"})
 
 def fingerprints(agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM) -> Fingerprints:
     """Digest what a run is configured with."""
-    settings = [(n, getattr(agent, n)) for n in agent.__struct_fields__ if n not in _NOT_SETTINGS]
+    # Only what differs from the defaults, so that a setting a later release adds changes no digest.
+    defaults = AgentConfig(agent.agent_id)
+    settings = [
+        (name, value)
+        for name in agent.__struct_fields__
+        if name not in _NOT_SETTINGS and (value := getattr(agent, name)) != getattr(defaults, name)
+    ]
     return Fingerprints(
         agent=_digest(settings),
         prompt=_digest(agent.system_prompt),
         llm=f"{llm.provider}:{llm.name}",
         tools={name: definition_hash(spec) for name, spec in specs.items()},
     )
+
+
+def differences_of_agents(old: Mapping[str, Fingerprints], new: Mapping[str, Fingerprints]) -> tuple[str, ...]:
+    """Say in words what differs between two teams of agents."""
+    changes: list[str] = []
+    for agent_id in sorted(old.keys() | new.keys()):
+        if agent_id not in new:
+            changes.append(f"agent {agent_id!r} is gone")
+        elif agent_id not in old:
+            changes.append(f"agent {agent_id!r} is new")
+        else:
+            changes += [f"agent {agent_id!r}: {change}" for change in differences(old[agent_id], new[agent_id])]
+    return tuple(changes)
 
 
 def differences(old: Fingerprints, new: Fingerprints) -> tuple[str, ...]:

@@ -6,15 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
+import msgspec
+
 from harness.budget import Spent
 from harness.events import budget_payload
-from harness.records import Entry, FailureReason, RunCancelled, RunFailed, RunFinished
+from harness.keys import place_of
+from harness.records import (
+    Entry,
+    FailureReason,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    Share,
+    TaskResult,
+)
 from harness.state import RunState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Result(Mapping[str, object]):
-    """What every result has. It is also a read-only mapping of its own fields and of ``budget``."""
+    """What every result has. It is also a read-only mapping of its own fields and of ``budget``.
+
+    ``task_results`` (by task id), ``conflicts``, ``unknowns`` and ``replan_count`` are those of a run with a plan.
+    """
 
     run_id: str
     agent_id: str
@@ -24,6 +38,11 @@ class _Result(Mapping[str, object]):
     spent: Spent = field(default_factory=Spent)
     error: str = ""
     summarizations: int = 0
+    task_results: Mapping[str, TaskResult] = field(default_factory=dict[str, TaskResult])
+    conflicts: Sequence[str] = ()
+    unknowns: Sequence[str] = ()
+    replan_count: int = 0
+    shares: Sequence[Share] = field(default=(), repr=False)
     trace: Sequence[Entry] = field(default=(), repr=False)
 
     @property
@@ -33,8 +52,8 @@ class _Result(Mapping[str, object]):
 
     @property
     def budget(self) -> dict[str, object]:
-        """What the run spent: cost_usd, elapsed_seconds, tokens, breakdown."""
-        return budget_payload(self.spent)
+        """What the run spent: cost_usd, elapsed_seconds, tokens, breakdown, by_site, by_agent, by_task."""
+        return budget_payload(self.spent, self.shares)
 
     @property
     def metadata(self) -> dict[str, object]:
@@ -53,7 +72,10 @@ class _Result(Mapping[str, object]):
         return len(_KEYS)
 
 
-_KEYS = ("run_id", "agent_id", "success", "answer", "confidence", "steps", "error", "budget", "metadata", "trace")
+_KEYS = (
+    "run_id", "agent_id", "success", "answer", "confidence", "steps", "error", "budget", "metadata", "task_results",
+    "conflicts", "unknowns", "replan_count", "trace",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +129,45 @@ def result_of(state: RunState, trace: Sequence[Entry]) -> Finished | Failed | Ca
     started, final = state.started, state.over or state.failed
     if started is None or final is None:
         return None
-    result = _result(state.run_id, started.agent_id, final)
-    return replace(result, steps=final.steps, spent=final.spent, summarizations=state.summarizations, trace=trace)
+    root = state.scopes[""]
+    result = _result(state.run_id, root.agent_id, final)
+    result = replace(result, steps=final.steps, spent=final.spent, summarizations=state.summarizations, trace=trace)
+    if isinstance(final, RunCancelled):
+        return result
+    result = replace(result, shares=final.shares)
+    if isinstance(final, RunFailed):
+        return result
+    return replace(
+        result,
+        task_results={task.task_id: task for task in final.tasks},
+        conflicts=final.conflicts,
+        unknowns=final.unknowns,
+        replan_count=final.replan_count,
+    )
+
+
+def result_of_task(state: RunState, scope: str, trace: Sequence[Entry]) -> Finished | Failed | None:
+    """Return what one attempt at a task came to, or None while it is still to be driven."""
+    place, plan = place_of(scope), state.plan
+    task = plan.tasks.get(place.task_id) if plan is not None else None
+    if task is None or task.child != scope or task.closed is None:
+        return None
+    closed = task.closed
+    run_id, agent_id = state.run_id, place.agent_id
+    result: Finished | Failed = (
+        Finished(run_id=run_id, agent_id=agent_id)
+        if closed.success
+        else Failed(run_id=run_id, agent_id=agent_id, reason=closed.reason or "task")
+    )
+    return replace(
+        result,
+        answer=closed.answer,
+        confidence=closed.confidence,
+        steps=closed.steps,
+        error=closed.error,
+        spent=msgspec.structs.replace(state.spent),
+        trace=trace,
+    )
 
 
 def _result(run_id: str, agent_id: str, final: RunFinished | RunFailed | RunCancelled) -> Finished | Failed | Cancelled:

@@ -11,27 +11,39 @@ from typing import Self, TypeAlias
 from harness.active import ActiveRun
 from harness.errors import ConfigError, RunStopped
 from harness.events import Event
-from harness.records import Entry
-from harness.result import RunResult, result_of
+from harness.records import Entry, Record, RunCancelled, RunFinished, ScopeClosed
+from harness.result import RunResult, result_of, result_of_task
 from harness.state import RunState
 from harness.stream import RunLog, Viewer
 
 
 class OverRun:
-    """A run that is over for good: nothing to drive."""
+    """A run, or one task of it, that is over for good: nothing to drive.
 
-    def __init__(self, state: RunState, entries: list[Entry]) -> None:
-        self._state = state
-        self.agent_id = state.started.agent_id if state.started else ""
-        self.log = RunLog(state.run_id, self.agent_id, entries)
+    Args:
+        state: the folded journal.
+        entries: the journal.
+        task: the scope of the task it is about; empty for the run.
+    """
+
+    def __init__(self, state: RunState, entries: list[Entry], task: str = "") -> None:
+        result = result_of_task(state, task, entries) if task else result_of(state, entries)
+        assert result is not None  # made of what has ended only
+        self._result = result
+        places = range(len(entries) - 1, -1, -1)
+        self.first = next(place for place in places if _ends(entries[place].record, task))
+        self.log = RunLog(state.run_id, entries[: self.first + 1])
         self.log.end()
-        self.first = len(entries) - 1
 
     def result(self) -> RunResult:
         """Return what it came to."""
-        result = result_of(self._state, self.log.entries)
-        assert result is not None  # made of a journal with a final record only
-        return result
+        return self._result
+
+
+def _ends(record: Record, task: str) -> bool:
+    if task:
+        return isinstance(record, ScopeClosed) and record.child == task
+    return isinstance(record, (RunFinished, RunCancelled))
 
 
 Run: TypeAlias = ActiveRun | OverRun

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 
-from harness import host
-from harness.active import ActiveRun
 from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig
-from harness.checkpoint.base import LEASE_S, CheckpointStore, RunQuery, RunSummary, lease_clock, this_process
-from harness.errors import ConfigChanged, ConfigError, HarnessError, OwnershipLost, RunIdTaken, RunNotFound
-from harness.fork import fork_records
-from harness.keys import join_key, new_run_id, split_key
-from harness.llm import as_llm
-from harness.records import (
-    VERSION,
-    ConfigDiffers,
-    Entry,
-    Origin,
-    Record,
-    Reopened,
-    RunCancelled,
-    RunFinished,
-    RunStarted,
-    ToolFinished,
-)
-from harness.registry import AgentRegistry, ToolRegistry, differences
+from harness.checkpoint.base import LEASE_S, CheckpointStore, RunQuery, RunSummary
+from harness.errors import ConfigError, HarnessError, LLMError, OwnershipLost, PlanError
+from harness.keys import join_key
+from harness.launch import Launcher, Start, Stores, hint
+from harness.plan import Plan
+from harness.records import Origin, Routed, Site
+from harness.registry import AgentRegistry, ToolRegistry, nearest
 from harness.result import RunResult
 from harness.run_stream import OverRun, Run, RunStream, result_of_run
-from harness.state import RunState, fold
-from harness.wiring import Wiring
+from harness.wiring import COORDINATOR, Wirings
 
 T = TypeVar("T")
 
@@ -53,6 +37,8 @@ class AgentRuntime:
         tool_registry: the tools.
         guardrail_config: the limits of every run; the defaults are GuardrailConfig's.
         checkpoint_store: where runs are kept; None keeps them in one SQLite file in the state directory.
+        llm_by_site: models for call sites that are to have one of their own: ``classifier``, ``router``, ``planner``,
+            ``synthesiser``, ``summariser``.
         deps: the user's own object, handed to tools as ``ToolContext.deps``.
         auto_resume: whether the first entry call honours ``--resume KEY`` in ``sys.argv``.
         strict: whether a resume refuses a configuration that differs from the run's.
@@ -81,6 +67,7 @@ class AgentRuntime:
         tool_registry: ToolRegistry | None = None,
         guardrail_config: GuardrailConfig | None = None,
         checkpoint_store: CheckpointStore | None = None,
+        llm_by_site: Mapping[Site, object] | None = None,
         deps: object = None,
         auto_resume: bool = True,
         strict: bool = False,
@@ -95,32 +82,126 @@ class AgentRuntime:
             self.agent_registry.register(agent)
         for tool in tools:
             self.tool_registry.register(tool)
+        wirings = Wirings(
+            self.agent_registry,
+            self.tool_registry,
+            llm=llm,
+            llm_by_site=llm_by_site or {},
+            limits=guardrail_config or GuardrailConfig(),
+            deps=deps,
+        )
         for agent_id in self.agent_registry.all_ids():
-            self.tool_registry.of_agent(self.agent_registry.get(agent_id))
-        self._llm = as_llm(llm)
-        self._limits = guardrail_config or GuardrailConfig()
-        self._store = checkpoint_store
-        self._owns_store = checkpoint_store is None
-        self._memory_store: CheckpointStore | None = None
-        self._deps = deps
-        self._auto_resume = auto_resume
-        self._strict = strict
-        self._origin = origin
-        self._lease_s = lease_s
-        self._pid = os.getpid()
-        self._active: dict[str, ActiveRun] = {}
-        self._wirings: dict[tuple[str, int], Wiring] = {}  # by agent and how many tools there were
-        self._starting: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+            wirings.of(agent_id)  # wrong wiring is found now, and no run waits for it
+        self._stores = Stores(checkpoint_store)
+        self._launcher = Launcher(
+            self._stores,
+            self.agent_registry,
+            wirings,
+            lease_s=lease_s,
+            strict=strict,
+            auto_resume=auto_resume,
+            origin=origin,
+        )
 
     # -- entry points ---------------------------------------------------------------------------
 
-    async def run_agent(self, agent_id: str, task: str, *, run_id: str | None = None) -> RunResult:
+    async def dispatch(self, goal: str, *, run_id: str | None = None, continue_from: str | None = None) -> RunResult:
+        """Run a goal with one agent or with many: a model says whether it is simple or complex.
+
+        Args:
+            goal: what is to be reached, in words.
+            run_id: your own id for the run. An id that exists attaches to that run: it never runs twice.
+            continue_from: the key of a finished run whose conversation this one goes on with.
+
+        Raises:
+            ConfigError: no agent is registered, or ``continue_from`` names a run without an answer.
+            RunIdTaken: ``run_id`` names a run with another goal.
+            RunNotFound: no run is stored under ``continue_from``.
+            OwnershipLost: another process drives this run.
+            CheckpointError: the journal cannot be read or written.
+        """
+        return await self._wait(Start(strategy="dispatch", goal=goal, continue_from=continue_from), run_id)
+
+    def dispatch_stream(
+        self, goal: str, *, run_id: str | None = None, continue_from: str | None = None, tokens: bool = False
+    ) -> RunStream:
+        """Run a goal with one agent or with many and yield its events; see ``dispatch``."""
+        return self._stream(Start(strategy="dispatch", goal=goal, continue_from=continue_from), run_id, tokens=tokens)
+
+    async def run_routed(self, goal: str, *, run_id: str | None = None, continue_from: str | None = None) -> RunResult:
+        """Run a goal with the agent a model finds best for it; arguments and errors are those of ``dispatch``."""
+        return await self._wait(Start(strategy="route", goal=goal, continue_from=continue_from), run_id)
+
+    def run_routed_stream(
+        self, goal: str, *, run_id: str | None = None, continue_from: str | None = None, tokens: bool = False
+    ) -> RunStream:
+        """Run a goal with the best agent and yield its events; see ``run_routed``."""
+        return self._stream(Start(strategy="route", goal=goal, continue_from=continue_from), run_id, tokens=tokens)
+
+    async def route(self, goal: str) -> tuple[str, str]:
+        """Ask which agent is best for a goal, without running it.
+
+        Returns:
+            The agent's id and the reason. An answer that names no agent means the first one.
+
+        Raises:
+            ConfigError: no agent is registered.
+            LLMError: the model could not be asked.
+        """
+        result = await self._wait(Start(strategy="pick", goal=goal), None)
+        for entry in result.trace:
+            if isinstance(entry.record, Routed):
+                return entry.record.agent_id, entry.record.warning or entry.record.rationale
+        raise LLMError(result.error)
+
+    async def run(self, goal: str, *, run_id: str | None = None, continue_from: str | None = None) -> RunResult:
+        """Run a goal with many agents: a planner writes a task graph, its results are brought together.
+
+        Arguments and errors are those of ``dispatch``.
+        """
+        return await self._wait(Start(strategy="orchestrate", goal=goal, continue_from=continue_from), run_id)
+
+    def run_stream(
+        self, goal: str, *, run_id: str | None = None, continue_from: str | None = None, tokens: bool = False
+    ) -> RunStream:
+        """Run a goal with many agents and yield its events; see ``run``."""
+        return self._stream(
+            Start(strategy="orchestrate", goal=goal, continue_from=continue_from), run_id, tokens=tokens
+        )
+
+    async def run_plan(self, plan: Plan, *, goal: str = "", run_id: str | None = None) -> RunResult:
+        """Carry out a plan written by hand.
+
+        Args:
+            plan: the tasks; every agent they name must be registered.
+            goal: what it is for, as the planner and the synthesiser are told; the plan's rationale or its
+                instructions where it is left out.
+            run_id: your own id for the run.
+
+        Raises:
+            PlanError: the plan names an agent that is not registered.
+            RunIdTaken: ``run_id`` names a run with another goal or plan.
+            OwnershipLost: another process drives this run.
+            CheckpointError: the journal cannot be read or written.
+        """
+        return await self._wait(self._planned(plan, goal), run_id)
+
+    def run_plan_stream(
+        self, plan: Plan, *, goal: str = "", run_id: str | None = None, tokens: bool = False
+    ) -> RunStream:
+        """Carry out a plan written by hand and yield its events; see ``run_plan``."""
+        return self._stream(self._planned(plan, goal), run_id, tokens=tokens)
+
+    async def run_agent(
+        self, agent_id: str, task: str, *, run_id: str | None = None, continue_from: str | None = None
+    ) -> RunResult:
         """Run one agent on a task and return what came of it.
 
         Args:
             agent_id: a registered agent.
             task: the goal, in words.
             run_id: your own id for the run. An id that exists attaches to that run: it never runs twice.
+            continue_from: the key of a finished run whose conversation this one goes on with.
 
         Raises:
             ConfigError: the agent is unknown.
@@ -128,10 +209,17 @@ class AgentRuntime:
             OwnershipLost: another process drives this run.
             CheckpointError: the journal cannot be read or written.
         """
-        return await self._wait(lambda: self._begin(agent_id, task, run_id))
+        start = Start(strategy="react", goal=task, agent_id=agent_id, continue_from=continue_from)
+        return await self._wait(start, run_id)
 
     def run_agent_stream(
-        self, agent_id: str, task: str, *, run_id: str | None = None, tokens: bool = False
+        self,
+        agent_id: str,
+        task: str,
+        *,
+        run_id: str | None = None,
+        continue_from: str | None = None,
+        tokens: bool = False,
     ) -> RunStream:
         """Run one agent on a task and yield its events; see ``run_agent``.
 
@@ -139,44 +227,48 @@ class AgentRuntime:
             agent_id: a registered agent.
             task: the goal, in words.
             run_id: your own id for the run.
+            continue_from: the key of a finished run whose conversation this one goes on with.
             tokens: also yield TOKEN events.
         """
-        return RunStream(lambda: self._begin(agent_id, task, run_id), tokens=tokens, replay=False, on_cut=self._hint)
+        start = Start(strategy="react", goal=task, agent_id=agent_id, continue_from=continue_from)
+        return self._stream(start, run_id, tokens=tokens)
 
     async def resume(self, key: str, *, strict: bool | None = None) -> RunResult:
         """Go on with a run; a finished one returns its result.
 
         Args:
-            key: ``<run_id>`` or ``<run_id>:<agent_id>``.
+            key: ``<run_id>``, ``<run_id>:<agent_id>`` where one agent runs it, or ``<run_id>:<task_id>:<agent_id>``,
+                which drives that task of a plan and stops; a later resume of the run takes its result.
             strict: refuse a configuration that differs; None takes the runtime's setting.
 
         Raises:
             RunNotFound: no run is stored under the key.
             ConfigChanged: strict, and the configuration differs.
-            ConfigError: the run's agent is not registered here.
+            ConfigError: an agent of the run is not registered here, or the task was not begun.
             OwnershipLost: another process drives this run.
         """
-        return await self._wait(lambda: self._resume(key, strict))
+        return await self._result(lambda: self._launcher.resume(key, strict))
 
     def resume_stream(
         self, key: str, *, replay: bool = False, tokens: bool = False, strict: bool | None = None
     ) -> RunStream:
-        """Go on with a run and yield RESUMED and what is new; see ``resume``.
+        """Go on with a run and yield RESUMED, the plan there is, and what is new; see ``resume``.
 
         Args:
-            key: ``<run_id>`` or ``<run_id>:<agent_id>``.
+            key: as for ``resume``.
             replay: yield the run's events from its start.
             tokens: also yield TOKEN events.
             strict: refuse a configuration that differs; None takes the runtime's setting.
         """
-        return RunStream(lambda: self._resume(key, strict), tokens=tokens, replay=replay, on_cut=self._hint)
+        return RunStream(lambda: self._launcher.resume(key, strict), tokens=tokens, replay=replay, on_cut=hint)
 
     async def fork(self, key: str, *, at: int | None = None, run_id: str | None = None) -> str:
         """Copy a run up to a step under a new id; ``resume`` the new one to drive it.
 
         Args:
             key: the run to copy.
-            at: the first step that is not copied; None copies all but the last step.
+            at: the first step that is not copied; None copies all but the last step. The steps of a run with several
+                agents are numbered in the order in which they began.
             run_id: the new run's id; None makes one.
 
         Returns:
@@ -187,34 +279,16 @@ class AgentRuntime:
             RunIdTaken: the new id exists.
             ConfigError: the run has no such step.
         """
-        source, *_ = await self._resolve(key)
-        if run_id == "":
-            raise ConfigError("run_id must not be empty; leave it out for one of ours")
-        entries = [entry async for entry in self.store.read(source)]
-        if not entries:
-            raise RunNotFound(key)
-        new_id = run_id or new_run_id()
-        records = fork_records(source, entries, at)
-        owner = await self.store.claim(new_id, this_process())
-        try:
-            if [entry async for entry in self.store.read(new_id)]:
-                raise RunIdTaken(f"run id {new_id!r} exists; choose another for the fork")
-            for record in records:
-                if isinstance(record, ToolFinished) and record.cut:
-                    await self.store.put_blob(new_id, await self.store.get_blob(source, record.cut.blob))
-            await self.store.append(new_id, 0, records, owner=owner)
-        finally:
-            await self.store.release(owner)
-        return new_id
+        return await self._launcher.fork(key, at, run_id)
 
     def runs(self, query: RunQuery | None = None) -> AsyncIterator[RunSummary]:
         """Yield summaries of the stored runs, the last started first."""
         return self.store.runs(query or RunQuery())
 
     async def recover(self) -> list[RunResult]:
-        """Go on with every run that was left unfinished and whose agent is registered here; return their results."""
+        """Go on with every run that was left unfinished and whose agents are registered here; return their results."""
         waiting = [run async for run in self.store.runs(RunQuery(status="interrupted"))]
-        known = set(self.agent_registry.all_ids())
+        known = {COORDINATOR, *self.agent_registry.all_ids()}
         results = await asyncio.gather(
             *(self.resume(join_key(run.run_id)) for run in waiting if run.agent_id in known), return_exceptions=True
         )
@@ -241,10 +315,8 @@ class AgentRuntime:
 
     async def aclose(self) -> None:
         """Stop what still runs here (it can be resumed) and close the store, if it is the runtime's own."""
-        await asyncio.gather(*(run.stop() for run in list(self._active.values())))
-        if self._store is not None and self._owns_store:
-            await self._store.close()
-            self._store = None
+        await asyncio.gather(*(run.stop() for run in list(self._launcher.active.values())))
+        await self._stores.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -252,187 +324,37 @@ class AgentRuntime:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._active:
-            await asyncio.wait({run.task for run in self._active.values()})
+        if kind is None and self._launcher.active:
+            await asyncio.wait({run.task for run in self._launcher.active.values()})
         await self.aclose()
 
     @property
     def store(self) -> CheckpointStore:
         """Where runs are kept."""
-        if self._store is None:
-            from harness.checkpoint.sqlite import SQLiteCheckpointStore
+        return self._stores.durable
 
-            self._store = SQLiteCheckpointStore(host.default_database())
-        return self._store
+    # -- what they have in common ---------------------------------------------------------------
 
-    # -- starting -------------------------------------------------------------------------------
+    def _planned(self, plan: Plan, goal: str) -> Start:
+        known = self.agent_registry.all_ids()
+        unknown = [
+            f"task {task.id!r} is for an unknown agent {task.agent_id!r}{nearest(task.agent_id, known)}"
+            for task in plan.tasks
+            if task.agent_id not in known
+        ]
+        if unknown:
+            raise PlanError(unknown)
+        goal = goal or plan.rationale or "\n".join(task.instruction for task in plan.tasks)
+        return Start(strategy="orchestrate", goal=goal, plan=plan)
 
-    async def _begin(self, agent_id: str, goal: str, run_id: str | None) -> Run:
-        if self._auto_resume and (key := host.maybe_resume_key()) is not None:
-            return await self._resume(key, None, announce=True)
-        if run_id == "":
-            raise ConfigError("run_id must not be empty; leave it out for one of ours")
-        goal = goal.encode("utf-8", "replace").decode()
-        agent = self.agent_registry.get(agent_id)
-        if run_id is None:
-            return await self._open(new_run_id(), agent, goal, self._store_for(agent))
-        async with self._lock(run_id):
-            return await self._open(run_id, agent, goal, self._store_for(agent))
+    def _stream(self, start: Start, run_id: str | None, *, tokens: bool) -> RunStream:
+        return RunStream(lambda: self._launcher.begin(start, run_id), tokens=tokens, replay=False, on_cut=hint)
 
-    async def _resume(self, key: str, strict: bool | None, *, announce: bool = False) -> Run:
-        run_id, *rest = await self._resolve(key)
-        async with self._lock(run_id):
-            if (active := await self._running(run_id)) is not None:
-                return active
-            store, entries = await self._find(run_id)
-            if not entries:
-                raise RunNotFound(key)
-            first, last = entries[0].record, entries[-1].record
-            agent_id = first.agent_id if isinstance(first, RunStarted) else ""
-            if rest and rest != [agent_id]:
-                raise RunNotFound(key)
-            if isinstance(last, (RunFinished, RunCancelled)):
-                return OverRun(fold(run_id, entries), entries)
-            agent = self.agent_registry.get(agent_id)
-            return await self._open(run_id, agent, None, store, known=entries, strict=strict, announce=announce)
+    async def _wait(self, start: Start, run_id: str | None) -> RunResult:
+        return await self._result(lambda: self._launcher.begin(start, run_id))
 
-    async def _find(self, run_id: str) -> tuple[CheckpointStore, list[Entry]]:
-        """Read a run from where it is kept: the store, or memory for an agent that asks for no checkpoints."""
-        entries = [entry async for entry in self.store.read(run_id)]
-        if not entries and self._memory_store is not None:
-            return self._memory_store, [entry async for entry in self._memory_store.read(run_id)]
-        return self.store, entries
-
-    async def _resolve(self, key: str) -> tuple[str, ...]:
-        """Take a key apart; an id of the caller's own may be given as it is, unescaped."""
-        parts = split_key(key)
-        if parts != (key,):
-            async for _ in self.store.read(key):
-                return (key,)
-        return parts
-
-    async def _running(self, run_id: str) -> ActiveRun | None:
-        """Return the run where it is driven here and now: not by a parent process, nor on a loop that is gone."""
-        if self._pid != os.getpid():
-            self._pid = os.getpid()
-            self._active.clear()
-            self._starting.clear()
-        active = self._active.get(run_id)
-        if active is None:
-            return None
-        if active.is_stranded:
-            self._active.pop(run_id, None)
-            await active.give_up()
-            return None
-        if active.stopping:
-            await asyncio.wait({active.task})
-            self._active.pop(run_id, None)
-            return None
-        return active
-
-    async def _open(
-        self,
-        run_id: str,
-        agent: AgentConfig,
-        goal: str | None,
-        store: CheckpointStore,
-        *,
-        known: Sequence[Entry] = (),
-        strict: bool | None = None,
-        announce: bool = False,
-    ) -> Run:
-        if (active := await self._running(run_id)) is not None:
-            self._check_same(active.log.entries, run_id, agent, goal)
-            return active
-        wiring = self._wiring_of(agent)
-        claimed_at = lease_clock()
-        owner = await store.claim(run_id, this_process(), lease_s=self._lease_s)
-        try:
-            # Whoever owned the run before may have gone on since ``known`` was read.
-            entries = [*known, *[entry async for entry in store.read(run_id, after=len(known))]]
-            self._check_same(entries, run_id, agent, goal)
-            state = fold(run_id, entries)
-            if state.over is not None:
-                await store.release(owner)
-                return OverRun(state, entries)
-            opening = self._opening(state, wiring, goal, strict=strict, announce=announce)
-        except BaseException:
-            await store.release(owner)
-            raise
-        run = ActiveRun(
-            store,
-            owner,
-            state=state,
-            entries=entries,
-            opening=opening,
-            make_bench=lambda log: wiring.bench(run_id, store, log),
-            agent_id=agent.agent_id,
-            lease_s=self._lease_s,
-            claimed_at=claimed_at,
-            on_cut=self._hint,
-        )
-        self._active[run_id] = run
-        run.task.add_done_callback(lambda _: self._active.pop(run_id, None))
-        return run
-
-    def _opening(
-        self, state: RunState, wiring: Wiring, goal: str | None, *, strict: bool | None, announce: bool
-    ) -> list[Record]:
-        if state.started is None:
-            text = goal or ""
-            tokens = wiring.config.count(text)
-            origin = self._origin or host.script_origin()
-            return [RunStarted(VERSION, text, wiring.agent.agent_id, wiring.fingerprints, tokens, origin=origin)]
-        opening: list[Record] = []
-        old = state.fingerprints
-        if old is not None and (changes := differences(old, wiring.fingerprints)):
-            if self._strict if strict is None else strict:
-                raise ConfigChanged(
-                    f"run {state.run_id!r} was started with another configuration: {'; '.join(changes)}"
-                )
-            logger.warning("run %r goes on with another configuration: %s", state.run_id, "; ".join(changes))
-            if announce:
-                host.say(f"Changed since the run was last driven: {'; '.join(changes)}")
-            opening.append(ConfigDiffers(changes, wiring.fingerprints))
-        if state.failed is not None:
-            opening.append(Reopened(state.failed.error))
-        return opening
-
-    def _check_same(self, entries: list[Entry], run_id: str, agent: AgentConfig, goal: str | None) -> None:
-        if goal is None or not entries:
-            return
-        first = entries[0].record
-        if not isinstance(first, RunStarted) or (first.goal, first.agent_id) != (goal, agent.agent_id):
-            raise RunIdTaken(
-                f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it"
-            )
-
-    def _wiring_of(self, agent: AgentConfig) -> Wiring:
-        """Resolve an agent, once: agents do not change, and all that tools can do is grow in number."""
-        key = agent.agent_id, len(self.tool_registry.all_names())
-        wiring = self._wirings.get(key)
-        if wiring is None:
-            wiring = Wiring(agent, self.tool_registry, llm=self._llm, limits=self._limits, deps=self._deps)
-            self._wirings[key] = wiring
-        return wiring
-
-    def _store_for(self, agent: AgentConfig) -> CheckpointStore:
-        if agent.checkpoint_every:
-            return self.store
-        if self._memory_store is None:
-            from harness.checkpoint.memory import MemoryCheckpointStore
-
-            self._memory_store = MemoryCheckpointStore()
-        return self._memory_store
-
-    def _lock(self, run_id: str) -> asyncio.Lock:
-        lock = self._starting.get(run_id)
-        if lock is None:
-            lock = self._starting[run_id] = asyncio.Lock()
-        return lock
-
-    async def _wait(self, start: Callable[[], Coroutine[None, None, Run]]) -> RunResult:
-        run = await start()
+    async def _result(self, open_run: Callable[[], Coroutine[None, None, Run]]) -> RunResult:
+        run = await open_run()
         if isinstance(run, OverRun):
             return run.result()
         run.join()
@@ -440,12 +362,5 @@ class AgentRuntime:
             return await result_of_run(run)
         except asyncio.CancelledError:
             await run.leave()
-            self._hint(run)
+            hint(run)
             raise
-
-    def _hint(self, run: ActiveRun) -> None:
-        """Say how to go on, where a checkpoint exists that survives this process."""
-        if run.exists and run.survives and not run.finished:
-            first = run.log.entries[0].record
-            origin = first.origin if isinstance(first, RunStarted) else None
-            host.hint_interrupted("Run", run.run_id, run.agent_id, origin)

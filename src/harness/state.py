@@ -12,10 +12,15 @@ import msgspec
 
 from harness import records as r
 from harness.budget import Spent, Usage
+from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
+from harness.plan import Task
 
-Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused"]
-"""What a scope waits for: the model's reply, its tools' results, a word to the model, its end."""
+Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused", "replied"]
+"""What a scope waits for: the model's reply, its tools' results, a word to the model, its end, its word on the run."""
+
+TaskStatus: TypeAlias = Literal["waiting", "running", "ended", "skipped"]
+"""Where a task is. What an ended one's outcome means is the strategy's to say."""
 
 
 class CallState(msgspec.Struct, eq=False):
@@ -30,6 +35,8 @@ class CallState(msgspec.Struct, eq=False):
         effect: the strictest effect it was ever started with.
         copied: that was in the run this one is a fork of.
         may_run: its reconcile said that the lost start had no effect.
+        child: the scope it was delegated to; empty for a tool.
+        closed: how that ended.
         result: its outcome, once there is one.
     """
 
@@ -41,13 +48,67 @@ class CallState(msgspec.Struct, eq=False):
     effect: r.Effect = "read"
     copied: bool = False
     may_run: bool = False
+    child: str = ""
+    closed: r.ScopeClosed | None = None
     result: r.ToolFinished | None = None
+
+
+class TaskState(msgspec.Struct, eq=False):
+    """One task of the plan in force.
+
+    Attributes:
+        task: what is to be done.
+        status: where it is.
+        attempts: attempts since the task came into the plan, or since the run was reopened.
+        child: the scope of the last attempt.
+        closed: how that ended.
+        reason: why it was skipped.
+    """
+
+    task: Task
+    status: TaskStatus = "waiting"
+    attempts: int = 0
+    child: str = ""
+    closed: r.ScopeClosed | None = None
+    reason: str = ""
+
+
+class PlanState(msgspec.Struct, eq=False):
+    """The plan in force and what came of it.
+
+    Attributes:
+        tasks: its tasks, by id.
+        rationale: why it is done this way.
+        begun: how often a task of each id was begun, over all plans: no attempt ever gets the path of another.
+        running: how many are at work for each agent.
+        replans: how often what remained was replaced.
+        replans_base: that number when the run was reopened; limits count from here.
+        no_replan: the planner could not be had.
+        synthesis: the results, brought together.
+    """
+
+    tasks: dict[str, TaskState] = {}
+    rationale: str = ""
+    begun: dict[str, int] = {}
+    running: dict[str, int] = {}
+    replans: int = 0
+    replans_base: int = 0
+    no_replan: bool = False
+    synthesis: r.Synthesised | None = None
 
 
 class ScopeState:
     """What one agent of a run has seen and what it waits for.
 
     Attributes:
+        strategy: how it decides what to do next.
+        agent_id: the agent at work; empty for a scope that plans.
+        goal: what it was asked.
+        place: what its path says.
+        history: the conversation that comes before the goal; None where there is none.
+        share: its key in the run's shares.
+        plan: the plan in force, in a scope that has one.
+        exchange: what was said since the model was last asked for a word on the run: replies that could not be used.
         messages: what the model is shown, after the system prompt. Append-only between compactions.
         tokens: estimated tokens of ``messages``, one number for each.
         total_tokens: their sum.
@@ -76,11 +137,15 @@ class ScopeState:
     """
 
     __slots__ = (
+        "agent_id",
         "calibration",
         "calls",
         "compaction_failed",
+        "exchange",
         "failure",
         "failures",
+        "goal",
+        "history",
         "last_text",
         "llm",
         "messages",
@@ -91,13 +156,17 @@ class ScopeState:
         "phase",
         "pinned",
         "pinned_tokens",
+        "place",
+        "plan",
         "reply",
         "reply_errors",
         "scope",
         "seen",
+        "share",
         "stale",
         "step",
         "step_base",
+        "strategy",
         "summary",
         "summary_tokens",
         "tokens",
@@ -105,15 +174,30 @@ class ScopeState:
         "waited",
     )
 
-    def __init__(self, scope: str, goal: Message, tokens: int) -> None:
+    def __init__(self, scope: str, goal: str, tokens: int, *, agent_id: str, strategy: r.StrategyName) -> None:
         self.scope = scope
-        self.messages: list[Message] = [goal]
+        self.place = place_of(scope)
+        self.goal = goal
+        self.history: r.Continued | None = None
+        self.plan: PlanState | None = None
+        self.exchange: list[Message] = []
+        self.begin(goal, tokens, agent_id=agent_id, strategy=strategy)
+
+    def begin(self, goal: str, tokens: int, *, agent_id: str, strategy: r.StrategyName) -> None:
+        """Give the scope to an agent that has seen nothing yet, or to a strategy that has none."""
+        self.strategy: r.StrategyName = strategy
+        self.agent_id = agent_id
+        self.share: tuple[r.Site, str, str] = ("agent", agent_id, self.place.task_id)
+        asked = user(goal, pinned=True)
+        self.messages: list[Message] = [asked]
         self.tokens: list[int] = [tokens]
         self.total_tokens = tokens
-        self.pinned: list[Message] = [goal]
+        self.pinned: list[Message] = [asked]
         self.pinned_tokens = tokens
         self.summary = ""
         self.summary_tokens = 0
+        if self.history is not None:
+            self._remember(self.history)
         self.calibration = 1.0
         self.step = 0
         self.step_base = 0
@@ -133,6 +217,20 @@ class ScopeState:
         self.passes = 0
         self.compaction_failed = False
         self.last_text = ""
+
+    def _remember(self, before: r.Continued) -> None:
+        """Put an earlier conversation before the goal. Its first message stays for good, as a first goal does."""
+        messages, tokens = [*before.messages], [*before.tokens]
+        if before.summary:
+            self.summary, self.summary_tokens = before.summary, before.summary_tokens
+            self.pinned, self.pinned_tokens = [], 0
+            messages.insert(0, Message("user", (_summary_part(before.summary),), pinned=True))
+            tokens.insert(0, before.summary_tokens)
+        else:
+            self.pinned, self.pinned_tokens = messages[:1], tokens[0]
+        self.messages = [*messages, *self.messages]
+        self.tokens = [*tokens, *self.tokens]
+        self.total_tokens = sum(self.tokens)
 
     def view(self) -> MessageView:
         """Return what the model is shown now, as a snapshot."""
@@ -154,20 +252,27 @@ class RunState:
         process: where the last of them is at work.
         started: its first record; None for an empty journal.
         copied: the last seq that was copied from another run; 0 for a run that is no fork.
-        fingerprints: the configuration it was last driven with.
+        fingerprints, agents: the configuration it was last driven with.
         scopes: the open scopes, by path. The root is ``""``.
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
+        shares: what was used, by call site, agent and task; what a fork's copied records had used is left out.
+        in_flight: calls that were started in this epoch and have no outcome.
+        aborted: the task whose failure the run cannot go on after; empty for none.
+        steps: steps of all scopes.
         over: the final record, if the run is over for good.
         failed: the failure it stopped with, until it is reopened.
         summarizations: compactions done.
     """
 
     __slots__ = (
+        "aborted",
+        "agents",
         "copied",
         "epoch",
         "failed",
         "fingerprints",
+        "in_flight",
         "inherited",
         "ledger",
         "over",
@@ -175,8 +280,10 @@ class RunState:
         "run_id",
         "scopes",
         "seq",
+        "shares",
         "spent",
         "started",
+        "steps",
         "summarizations",
     )
 
@@ -188,18 +295,24 @@ class RunState:
         self.started: r.RunStarted | None = None
         self.copied = 0
         self.fingerprints: r.Fingerprints | None = None
+        self.agents: dict[str, r.Fingerprints] = {}
         self.scopes: dict[str, ScopeState] = {}
         self.spent = Spent()
         self.inherited = Spent()
         self.ledger = self.spent
+        self.shares: dict[tuple[r.Site, str, str], Usage] = {}
+        self.in_flight = 0
+        self.aborted = ""
+        self.steps = 0
         self.over: r.RunFinished | r.RunCancelled | None = None
         self.failed: r.RunFailed | None = None
         self.summarizations = 0
 
     @property
-    def steps(self) -> int:
-        """Steps of the root scope."""
-        return self.scopes[""].step if self.scopes else 0
+    def plan(self) -> PlanState | None:
+        """The plan in force, in a run that has one."""
+        root = self.scopes.get("")
+        return root.plan if root is not None else None
 
 
 def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
@@ -228,12 +341,21 @@ def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
         state.copied = record.forked_from.copied + 1
         state.ledger = state.inherited
     state.fingerprints = record.fingerprints
-    state.scopes[""] = ScopeState("", user(record.goal, pinned=True), record.tokens)
+    state.agents = record.agents
+    root = ScopeState("", record.goal, record.tokens, agent_id=record.agent_id, strategy=record.strategy)
+    state.scopes[""] = root
+
+
+def _continued(state: RunState, record: r.Continued, _at: float) -> None:
+    root = state.scopes[""]
+    root.history = record
+    root.begin(root.goal, root.tokens[-1], agent_id=root.agent_id, strategy=root.strategy)
 
 
 def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> None:
     state.epoch = record.epoch
     state.process = record.process
+    state.in_flight = 0
     for scope in state.scopes.values():
         scope.llm = None
         scope.pausing = scope.waited = False
@@ -241,6 +363,98 @@ def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> Non
 
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
     state.fingerprints = record.fingerprints
+    state.agents = record.agents
+
+
+def _dispatched(state: RunState, record: r.Dispatched, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    scope.strategy = "route" if record.path == "routed" else "orchestrate"
+    _settled(scope)
+
+
+def _routed(state: RunState, record: r.Routed, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    strategy: r.StrategyName = "pick" if scope.strategy == "pick" else "react"
+    scope.begin(scope.goal, record.tokens, agent_id=record.agent_id, strategy=strategy)
+
+
+def _planned(state: RunState, record: r.Planned, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    tasks = {task.id: TaskState(task) for task in record.tasks}
+    scope.plan = PlanState(tasks, record.rationale)
+    _settled(scope)
+
+
+def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    plan = _plan_of(scope)
+    kept = {task_id: plan.tasks[task_id] for task_id in record.kept}
+    plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
+    plan.rationale = record.rationale
+    plan.replans = record.count
+    _settled(scope)
+
+
+def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
+    child = ScopeState(record.child, record.goal, record.tokens, agent_id=record.agent_id, strategy="react")
+    state.scopes[record.child] = child
+    parent = state.scopes[record.scope]
+    if not record.task_id:
+        parent.calls[record.index].child = record.child
+        state.ledger.tool_calls += 1
+        return
+    plan = _plan_of(parent)
+    task = plan.tasks[record.task_id]
+    task.status = "running"
+    task.attempts += 1
+    task.child = record.child
+    task.closed = None
+    plan.begun[record.task_id] = record.attempt
+    plan.running[record.agent_id] = plan.running.get(record.agent_id, 0) + 1
+
+
+def _scope_closed(state: RunState, record: r.ScopeClosed, _at: float) -> None:
+    child = state.scopes.pop(record.child)
+    parent = state.scopes[record.scope]
+    if parent.plan is None:
+        for call in parent.calls:
+            if call.child == record.child:
+                call.closed = record
+        return
+    plan = parent.plan
+    plan.running[child.agent_id] -= 1
+    task = plan.tasks[child.place.task_id]
+    task.status = "ended"
+    task.closed = record
+    if task.task.on_failure == "abort" and (record.doubtful or not record.success):
+        state.aborted = task.task.id
+
+
+def _task_skipped(state: RunState, record: r.TaskSkipped, _at: float) -> None:
+    task = _plan_of(state.scopes[record.scope]).tasks[record.task_id]
+    task.status = "skipped"
+    task.reason = record.reason
+
+
+def _synthesised(state: RunState, record: r.Synthesised, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    _plan_of(scope).synthesis = record
+    _settled(scope)
+
+
+def _plan_of(scope: ScopeState) -> PlanState:
+    assert scope.plan is not None  # a plan comes before everything that names a task
+    return scope.plan
+
+
+def _settled(scope: ScopeState) -> None:
+    """A word on the run was given, or given up; the next one is asked for anew."""
+    scope.exchange = []
+    scope.reply = None
+    scope.reply_errors = 0
+    scope.failure = None
+    scope.failures = 0
+    scope.phase = "model"
 
 
 def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
@@ -251,11 +465,12 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
         scope.failure = None
         scope.failures = 0
     state.ledger.llm_calls += 1
+    state.in_flight += 1
 
 
 def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     scope = state.scopes[record.scope]
-    scope.llm = None
+    _llm_ended(state, scope)
     scope.failure = record
     scope.failures += 1
     if record.purpose == "compaction" and not record.transient:
@@ -263,17 +478,16 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     spent = state.ledger
     _clock(spent, record.clock_s)
     if record.usage != _NO_USAGE:
-        spent.usage = spent.usage + record.usage
+        _charge(state, scope, record.purpose, record.usage)
 
 
 def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
     scope = state.scopes[record.scope]
-    started, scope.llm = scope.llm, None
+    started = _llm_ended(state, scope)
     scope.failure = None
     scope.failures = 0
-    spent = state.ledger
-    spent.usage = spent.usage + record.usage
-    _clock(spent, record.clock_s)
+    _charge(state, scope, record.purpose, record.usage)
+    _clock(state.ledger, record.clock_s)
     if record.purpose == "compaction":
         state.summarizations += 1
         scope.passes += 1
@@ -283,6 +497,10 @@ def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
         return
     scope.step = record.step
     scope.reply = record
+    if record.purpose != "step":
+        scope.phase = "replied"
+        return
+    state.steps += 1
     scope.passes = 0
     scope.compaction_failed = False
     reported = record.usage.input_tokens
@@ -292,6 +510,23 @@ def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
 
 
 _NO_USAGE = Usage()
+
+
+def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
+    """Return the call in flight, which has its outcome now."""
+    started, scope.llm = scope.llm, None
+    if started is not None:
+        state.in_flight -= 1
+    return started
+
+
+def _charge(state: RunState, scope: ScopeState, purpose: r.LLMPurpose, usage: Usage) -> None:
+    spent = state.ledger
+    spent.usage = spent.usage + usage
+    if spent is state.spent:
+        key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
+        before = state.shares.get(key)
+        state.shares[key] = usage if before is None else before + usage
 
 
 def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
@@ -325,6 +560,10 @@ def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
         scope.phase = "answered"
 
 
+def _summary_part(summary: str) -> Text:
+    return Text(f"\n\nSummary of the conversation so far:\n{summary}")
+
+
 def _compact(scope: ScopeState, upto: int, summary: str, tokens: int) -> None:
     """Replace the first ``upto`` messages by the pinned ones and a summary, in one message of role user."""
     for message, size in zip(scope.messages[1:upto], scope.tokens[1:upto], strict=True):
@@ -333,7 +572,7 @@ def _compact(scope: ScopeState, upto: int, summary: str, tokens: int) -> None:
             scope.pinned_tokens += size
     parts: list[Part] = [part for message in scope.pinned for part in message.parts]
     if summary:
-        parts.append(Text(f"\n\nSummary of the conversation so far:\n{summary}"))
+        parts.append(_summary_part(summary))
     scope.summary = summary
     scope.summary_tokens = tokens
     scope.messages = [Message("user", tuple(parts), pinned=True), *scope.messages[max(upto, 1) :]]
@@ -351,6 +590,7 @@ def _dropped(state: RunState, record: r.Dropped, _at: float) -> None:
 def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     call = state.scopes[record.scope].calls[record.index]
     call.started_epoch = state.epoch
+    state.in_flight += 1
     if record.reconcile:
         return
     call.started_at = at
@@ -367,6 +607,7 @@ def _tool_not_done(state: RunState, record: r.ToolNotDone, _at: float) -> None:
     call = state.scopes[record.scope].calls[record.index]
     call.may_run = True
     call.started_epoch = 0
+    state.in_flight -= 1
     _clock(state.ledger, record.clock_s)
 
 
@@ -376,6 +617,8 @@ def _tool_finished(state: RunState, record: r.ToolFinished, _at: float) -> None:
     _clock(state.ledger, record.clock_s)
     if call.result is not None:
         return
+    if call.started_epoch == state.epoch:
+        state.in_flight -= 1
     call.result = record
     scope.open_calls -= 1
     if scope.open_calls == 0:
@@ -408,9 +651,18 @@ def _step_done(scope: ScopeState) -> None:
 
 def _noted(state: RunState, record: r.Noted, _at: float) -> None:
     scope = state.scopes[record.scope]
-    scope.say(user(record.text), record.tokens)
-    scope.noted = True
-    scope.phase = "model"
+    if record.reason == "no_replan":
+        _plan_of(scope).no_replan = True
+        _settled(scope)
+    elif scope.phase == "replied":
+        said = "".join(part.text for part in scope.reply.parts if isinstance(part, Text)) if scope.reply else ""
+        scope.exchange += [Message("assistant", (Text(said or "(no usable reply)"),)), user(record.text)]
+        scope.reply_errors += 1
+        scope.phase = "model"
+    else:
+        scope.say(user(record.text), record.tokens)
+        scope.noted = True
+        scope.phase = "model"
 
 
 def _run_over(state: RunState, record: r.RunFinished | r.RunCancelled, _at: float) -> None:
@@ -423,6 +675,7 @@ def _run_failed(state: RunState, record: r.RunFailed, _at: float) -> None:
 
 def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
     state.failed = None
+    state.aborted = ""
     for scope in state.scopes.values():
         scope.step_base = scope.step
         scope.failure = None
@@ -430,16 +683,38 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
         scope.reply_errors = 0
         scope.stale = 0
         scope.compaction_failed = False
-        if scope.phase == "refused":
+        if scope.phase in ("refused", "replied"):
             scope.phase = "model"
+        if scope.plan is not None:
+            _reopen(scope.plan)
+
+
+def _reopen(plan: PlanState) -> None:
+    """Give what was not done another chance."""
+    plan.replans_base = plan.replans
+    plan.no_replan = False
+    for task in plan.tasks.values():
+        if task.status == "skipped" or (task.closed is not None and not task.closed.success):
+            task.status = "waiting"
+            task.attempts = 0
+            task.closed = None
 
 
 _APPLY = cast(
     "dict[type[r.Record], Callable[[RunState, r.Record, float], None]]",
     {
         r.RunStarted: _run_started,
+        r.Continued: _continued,
         r.DriverStarted: _driver_started,
         r.ConfigDiffers: _config_differs,
+        r.Dispatched: _dispatched,
+        r.Routed: _routed,
+        r.Planned: _planned,
+        r.Replanned: _replanned,
+        r.ScopeOpened: _scope_opened,
+        r.ScopeClosed: _scope_closed,
+        r.TaskSkipped: _task_skipped,
+        r.Synthesised: _synthesised,
         r.LLMStarted: _llm_started,
         r.LLMFailed: _llm_failed,
         r.LLMFinished: _llm_finished,

@@ -13,7 +13,7 @@ import time
 from collections import deque
 
 from harness.errors import ConfigError
-from harness.events import Discarded, Event, Progress, Token, events_of
+from harness.events import Discarded, Event, Progress, Projection, Token
 from harness.records import Entry, Record
 
 MAX_BACKLOG = 64
@@ -24,11 +24,12 @@ MAX_TAKEN = 64
 
 
 class _Joined:
-    """Tokens that wait for a viewer, joined."""
+    """Tokens of one scope that wait for a viewer, joined."""
 
-    __slots__ = ("reasoning", "texts")
+    __slots__ = ("reasoning", "scope", "texts")
 
-    def __init__(self, text: str, reasoning: bool) -> None:
+    def __init__(self, scope: str, text: str, reasoning: bool) -> None:
+        self.scope = scope
         self.texts = [text]
         self.reasoning = reasoning
 
@@ -45,11 +46,12 @@ class Viewer:
         ready: events that can be shown at once; ``next`` looks here first.
     """
 
-    __slots__ = ("_backlog", "_cursor", "_joining", "_log", "_waiter", "ready", "tokens")
+    __slots__ = ("_backlog", "_cursor", "_joining", "_log", "_projection", "_waiter", "ready", "tokens")
 
     def __init__(self, log: RunLog, cursor: int, *, tokens: bool) -> None:
         self._log = log
         self._cursor = cursor
+        self._projection = Projection(log.entries[:cursor])
         self.tokens = tokens
         # (number of entries that come before, what to show)
         self._backlog: deque[tuple[int, _Joined | Event]] = deque()
@@ -64,13 +66,13 @@ class Viewer:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def delta(self, text: str, reasoning: bool) -> None:
+    def delta(self, scope: str, text: str, reasoning: bool) -> None:
         """Take a piece of a reply."""
         last = self._joining
-        if last is not None and last.reasoning == reasoning:
+        if last is not None and last.reasoning == reasoning and last.scope == scope:
             last.texts.append(text)
             return
-        joined = _Joined(text, reasoning)
+        joined = _Joined(scope, text, reasoning)
         self._add(joined)
         self.wake()
         self._joining = joined
@@ -113,7 +115,7 @@ class Viewer:
             until = min(until, self._backlog[0][0])
         entries = self._log.entries[self._cursor : until]
         for entry in entries:
-            self.ready += events_of(entry, self._log.agent_id)
+            self.ready += self._projection.events(entry)
         self._cursor += len(entries)
 
     async def _something_new(self) -> None:
@@ -129,9 +131,10 @@ class Viewer:
         if isinstance(item, _Joined):
             if item is self._joining:
                 self._joining = None
-            log = self._log
-            text = "".join(item.texts)
-            return Token(log.run_id, log.agent_id, place, time.time(), text=text, reasoning=item.reasoning)
+            text, agent_id = "".join(item.texts), self._projection.agent_of(item.scope)
+            return Token(
+                self._log.run_id, agent_id, place, time.time(), item.scope, text=text, reasoning=item.reasoning
+            )
         return item
 
 
@@ -144,11 +147,10 @@ class RunLog:
         wants_tokens: at least one viewer shows tokens.
     """
 
-    __slots__ = ("_loop", "_thread", "_viewers", "agent_id", "ended", "entries", "run_id", "wants_tokens")
+    __slots__ = ("_loop", "_thread", "_viewers", "ended", "entries", "run_id", "wants_tokens")
 
-    def __init__(self, run_id: str, agent_id: str, entries: list[Entry]) -> None:
+    def __init__(self, run_id: str, entries: list[Entry]) -> None:
         self.run_id = run_id
-        self.agent_id = agent_id
         self.entries = entries
         self.ended = False
         self.wants_tokens = False
@@ -169,28 +171,28 @@ class RunLog:
         for viewer in self._viewers:
             viewer.wake()
 
-    def delta(self, text: str, reasoning: bool) -> None:
+    def delta(self, scope: str, text: str, reasoning: bool) -> None:
         """Show a piece of a reply to the viewers that ask for tokens."""
         for viewer in self._viewers:
             if viewer.tokens:
-                viewer.delta(text, reasoning)
+                viewer.delta(scope, text, reasoning)
 
-    def discard(self, reason: str) -> None:
+    def discard(self, scope: str, agent_id: str, reason: str) -> None:
         """Tell viewers of tokens to take back those of the call that was cut."""
         for viewer in self._viewers:
             if viewer.tokens:
-                viewer.ephemeral(Discarded(self.run_id, self.agent_id, self.seq, time.time(), reason=reason))
+                viewer.ephemeral(Discarded(self.run_id, agent_id, self.seq, time.time(), scope, reason=reason))
 
-    def progress(self, tool: str, text: str) -> None:
+    def progress(self, scope: str, agent_id: str, tool: str, text: str) -> None:
         """Show how far a tool is; from any thread."""
         if threading.get_ident() != self._thread:
             with contextlib.suppress(RuntimeError):  # the loop was closed; nobody watches any more
-                self._loop.call_soon_threadsafe(self.progress, tool, text)
+                self._loop.call_soon_threadsafe(self.progress, scope, agent_id, tool, text)
             return
         if self.ended:
             return
         for viewer in self._viewers:
-            viewer.ephemeral(Progress(self.run_id, self.agent_id, self.seq, time.time(), tool=tool, text=text))
+            viewer.ephemeral(Progress(self.run_id, agent_id, self.seq, time.time(), scope, tool=tool, text=text))
 
     def end(self) -> None:
         """Say that nothing more will come."""

@@ -1,38 +1,40 @@
-"""Wiring: one agent's model, tools and limits, resolved from their registries."""
+"""Wiring: every agent's model, tools and limits, resolved from their registries."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 import msgspec
 
 from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig
 from harness.checkpoint.base import CheckpointStore
+from harness.errors import ConfigError
 from harness.llm import as_llm
 from harness.llm.base import LLM
 from harness.perform import Workbench
-from harness.registry import ToolRegistry, fingerprints
-from harness.strategies.base import RunConfig
+from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
+from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
+from harness.strategies.base import Member, RunConfig
 from harness.stream import RunLog
+from harness.tools.base import Tool
+from harness.tools.delegate import DelegateTool
 from harness.working_memory import TokenCounter, chars_over_four
 
 logger = logging.getLogger("harness")
+
+COORDINATOR = ""
+"""Stands for the run itself where an agent's id is asked for: who classifies, routes, plans and synthesises."""
 
 
 class Wiring:
     """One agent's model, tools and configuration, resolved once for any number of its runs.
 
-    Args:
-        agent: the agent.
-        tools: every tool there is.
-        llm: the model it uses where it has none of its own.
-        limits: the run's limits.
-        deps: the user's own object, for tools.
-
     Attributes:
+        agent: the agent.
         config: what decisions depend on.
         fingerprints: digests of it.
     """
@@ -40,25 +42,147 @@ class Wiring:
     def __init__(
         self,
         agent: AgentConfig,
-        tools: ToolRegistry,
+        tools: Mapping[str, Tool],
         *,
         llm: LLM,
+        llms: Mapping[LLMPurpose, LLM],
         limits: GuardrailConfig,
+        team: Mapping[str, Member],
         deps: object,
     ) -> None:
         self.agent = agent
         self._deps = deps
-        self._tools = tools.of_agent(agent)
-        self._llm = llm if agent.llm is None else as_llm(agent.llm)
-        specs = {name: tool.spec for name, tool in self._tools.items()}
-        count = chars_over_four if agent.token_counter is None else _checked(agent.token_counter)
+        self._tools = tools
+        self._llm = llm
+        self._llms = llms
+        specs = {name: tool.spec for name, tool in tools.items()}
+        count = counter_of(agent)
         overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
-        self.config = RunConfig(agent, specs, limits, overhead, count)
-        self.fingerprints = fingerprints(agent, specs, self._llm)
+        self.config = RunConfig(agent, specs, limits, overhead, count, team)
+        self.fingerprints = fingerprints(agent, specs, llm)
 
     def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
-        """Build what a driver performs calls with."""
-        return Workbench(run_id, self.config, self._llm, self._tools, store, log, self._deps)
+        """Build what a driver performs this agent's calls with."""
+        return Workbench(run_id, self.config, self._llm, self._llms, self._tools, store, log, self._deps)
+
+
+class Wirings:
+    """The wirings of a runtime, each made when it is first asked for.
+
+    Agents do not change, and all that registries can do is grow in number; so a wiring is made anew where they grew.
+
+    Args:
+        agents: every agent there is.
+        tools: every tool there is.
+        llm: the model of agents that have none of their own.
+        llm_by_site: models for call sites that are to have one of their own.
+        limits: the runs' limits.
+        deps: the user's own object, for tools.
+
+    Attributes:
+        limits: the same.
+
+    Raises:
+        ConfigError: ``llm_by_site`` names an unknown site, or an object is no model.
+    """
+
+    def __init__(
+        self,
+        agents: AgentRegistry,
+        tools: ToolRegistry,
+        *,
+        llm: object,
+        llm_by_site: Mapping[Site, object],
+        limits: GuardrailConfig,
+        deps: object,
+    ) -> None:
+        self._agents = agents
+        self._tools = tools
+        self._llm = as_llm(llm)
+        self._llms = _by_purpose(llm_by_site)
+        self.limits = limits
+        self._deps = deps
+        self._made: dict[tuple[str, int, int], Wiring] = {}
+
+    def of(self, agent_id: str) -> Wiring:
+        """Return the wiring of an agent, or of the COORDINATOR.
+
+        Raises:
+            ConfigError: there is no such agent, or it allows a tool or delegates to an agent that is not there.
+        """
+        key = agent_id, len(self._agents.all_ids()), len(self._tools.all_names())
+        wiring = self._made.get(key)
+        if wiring is None:
+            wiring = self._coordinator() if agent_id == COORDINATOR else self._of_agent(self._agents.get(agent_id))
+            self._made[key] = wiring
+        return wiring
+
+    def others(self, agent_id: str) -> dict[str, Fingerprints]:
+        """Return the fingerprints of the agents that may be at work besides: all, or those work can be delegated to."""
+        if agent_id == COORDINATOR:
+            return {other: self.of(other).fingerprints for other in self._agents.all_ids()}
+        found: dict[str, Fingerprints] = {}
+        waiting = [*self.of(agent_id).config.team]
+        while waiting:
+            other = waiting.pop()
+            if other != agent_id and other not in found:
+                found[other] = self.of(other).fingerprints
+                waiting += self.of(other).config.team
+        return found
+
+    def commit_every(self, agent_id: str) -> int:
+        """Return how many steps may share a commit: as many as the most careful of those at work wants."""
+        agents = [*self.others(agent_id)] + ([agent_id] if agent_id != COORDINATOR else [])
+        return max(1, min((self._agents.get(agent).checkpoint_every for agent in agents), default=1))
+
+    def _of_agent(self, agent: AgentConfig) -> Wiring:
+        tools = self._tools.of_agent(agent)
+        team: dict[str, Member] = {}
+        for name, tool in tools.items():
+            other = tool.spec.delegate_to
+            if not other:
+                continue
+            if other not in self._agents.all_ids():
+                given = tool.agent if isinstance(tool, DelegateTool) else None
+                if given is None:
+                    hint = nearest(other, self._agents.all_ids())
+                    raise ConfigError(f"tool {name!r} gives work to an unknown agent {other!r}{hint}")
+                self._agents.register(given)
+            team[other] = self._member(self._agents.get(other))
+        llm = self._llm if agent.llm is None else as_llm(agent.llm)
+        return Wiring(
+            agent, tools, llm=llm, llms=self._llms, limits=self.limits, team=team, deps=self._deps
+        )  # fmt: skip
+
+    def _coordinator(self) -> Wiring:
+        ids = self._agents.all_ids()
+        if not ids:
+            raise ConfigError("no agent is registered: give the runtime agents=[AgentConfig(...)]")
+        team = {agent_id: self._member(self.of(agent_id).agent) for agent_id in ids}
+        agent = AgentConfig("coordinator", confidence_from_llm=False)
+        wiring = Wiring(
+            agent, {}, llm=self._llm, llms=self._llms, limits=self.limits, team=team, deps=self._deps
+        )  # fmt: skip
+        others = [f"{SITE_OF[purpose]} {llm.provider}:{llm.name}" for purpose, llm in self._llms.items()]
+        told = "; ".join([wiring.fingerprints.llm, *others])
+        wiring.fingerprints = msgspec.structs.replace(wiring.fingerprints, llm=told)
+        return wiring
+
+    def _member(self, agent: AgentConfig) -> Member:
+        return Member(agent, counter_of(agent), tuple(self._tools.of_agent(agent)))
+
+
+def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:
+    known = [site for site in get_args(Site) if site != "agent"]
+    for site in llm_by_site:
+        if site not in known:
+            raise ConfigError(f"llm_by_site names an unknown call site {site!r}{nearest(site, known)}")
+    return {purpose: as_llm(llm_by_site[site]) for purpose, site in SITE_OF.items() if site in llm_by_site}
+
+
+def counter_of(agent: AgentConfig) -> TokenCounter:
+    """Return how an agent's tokens are counted."""
+    return chars_over_four if agent.token_counter is None else _checked(agent.token_counter)
 
 
 def _checked(counter: Callable[[str], object]) -> TokenCounter:

@@ -41,6 +41,35 @@ def test_a_fork_with_every_rare_record() -> None:
     assert [message.role for message in state.scopes[""].messages] == ["user", "assistant", "tool"]
 
 
+def test_a_plan_that_was_replaced_with_work_that_was_delegated() -> None:
+    state = meaning(read("v2-plan.json"))
+    assert isinstance(state.over, RunFinished)
+    assert state.over.answer == "The report."
+    assert state.plan is not None
+    assert {task_id: task.status for task_id, task in state.plan.tasks.items()} == dict.fromkeys(
+        ("t1", "t1.2", "t5"), "ended"
+    )
+    assert state.plan.replans == 1
+    assert list(state.scopes) == [""]
+    assert sum(usage.cost_microusd for usage in state.shares.values()) == state.spent.usage.cost_microusd
+
+
+def test_a_conversation_that_was_routed() -> None:
+    state = meaning(read("v2-conversation.json"))
+    root = state.scopes[""]
+    assert root.agent_id == "reader"
+    assert [message.role for message in root.messages] == ["user", "assistant", "user", "assistant"]
+    assert root.messages[2].pinned
+
+
+def test_a_task_that_was_skipped() -> None:
+    state = meaning(read("v2-skipped.json"))
+    assert state.plan is not None
+    assert {task_id: task.status for task_id, task in state.plan.tasks.items()} == {
+        "a": "ended", "b": "skipped", "c": "ended"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.iterdir()))
 def test_it_is_written_as_it_was_read(name: str) -> None:
     records = read(name)

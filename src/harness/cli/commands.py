@@ -23,7 +23,7 @@ from harness.cli.places import check_state_folder
 from harness.cli.screen import Header
 from harness.cli.text import age, count, one_line, safe
 from harness.errors import ConfigError, LLMError, RunNotFound
-from harness.events import Event, TaskDone, events_of
+from harness.events import Event, Projection, TaskDone
 from harness.keys import join_key, split_key
 from harness.llm.base import LLMDelta, LLMRequest
 from harness.records import Entry, LLMFinished, Origin
@@ -259,8 +259,9 @@ def _show(state: RunState, entries: list[Entry], screen: screens.Plain | Tree, s
     if started.forked_from is not None:
         facts += (f"forked from {started.forked_from.run_id} at step {started.forked_from.step}",)
     screen.open(Header(started.goal, facts), ledger)
+    projection = Projection()
     for entry in entries:
-        for event in events_of(entry, started.agent_id):
+        for event in projection.events(entry):
             screen.show(event)
         if isinstance(entry.record, LLMFinished):
             used = entry.record.usage
@@ -290,8 +291,8 @@ async def _status(state: RunState) -> RunStatus:
 
 
 def _events(state: RunState, entries: list[Entry]) -> list[Event]:
-    agent_id = state.started.agent_id if state.started else ""
-    return [event for entry in entries for event in events_of(entry, agent_id)]
+    projection = Projection()
+    return [event for entry in entries for event in projection.events(entry)]
 
 
 def fork(key: str, *, at: int | None, run_id: str | None) -> int:

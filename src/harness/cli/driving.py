@@ -13,6 +13,7 @@ from harness.cli.interrupts import Interrupts
 from harness.cli.ledger import Ledger
 from harness.cli.screen import Header, Screen
 from harness.events import Event
+from harness.keys import join_key
 from harness.records import Origin
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class _Viewing:
     def last_words(self) -> bool:
         """Say how to go on, unless that was said. Returns whether there is a run to go on with."""
         if self._run_id:
-            host.hint_interrupted("Run", self._run_id, self._wired.agent_id, Origin("cli"))
+            host.hint_interrupted("Run", join_key(self._run_id, self._wired.agent_id), Origin("cli"))
         return bool(self._run_id)
 
     async def run(self, start: Callable[[], RunStream], header: Header, interrupts: Interrupts) -> int:

@@ -9,7 +9,7 @@ from typing import TypeGuard, cast
 
 import msgspec
 
-from harness.messages import JSON
+from harness.messages import JSON, unfence
 from harness.records import FinishReason
 
 CONFIDENCE_REQUEST = (
@@ -104,20 +104,6 @@ def split_confidence(text: str) -> tuple[str, float | None]:
     if len(last) > 80 or not (match := _CONFIDENCE.fullmatch(last)):
         return text, None
     return body.rstrip(), as_confidence(match[1])
-
-
-def unfence(text: str) -> str:
-    """Strip white space and one code fence that is around the whole text.
-
-    >>> unfence('```json\\n{"a": 1}\\n```')
-    '{"a": 1}'
-    """
-    text = text.strip()
-    if len(text) < 6 or not (text.startswith("```") and text.endswith("```")) or "```" in text[3:-3]:
-        return text
-    first, newline, rest = text[3:-3].partition("\n")
-    language = first.strip()
-    return (rest if newline and (not language or language.isalnum()) else text[3:-3]).strip()
 
 
 def split_thinking(text: str) -> tuple[str, str]:

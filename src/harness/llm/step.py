@@ -11,7 +11,8 @@ import json
 
 import msgspec
 
-from harness.llm.replies import as_confidence, clean, unfence
+from harness.llm.replies import as_confidence, clean
+from harness.messages import unfence
 
 FINISH = "finish"
 MAX_NESTING = 3

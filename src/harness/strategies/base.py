@@ -1,4 +1,4 @@
-"""What a strategy is: a pure function from what happened to what should happen next."""
+"""What a strategy is, and what all of them do alike: ask a model, run into a limit, come to an end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,29 @@ from typing import TypeAlias, final
 import msgspec
 
 from harness.agent import AgentConfig
-from harness.budget import GuardrailConfig
-from harness.records import Record
+from harness.budget import GuardrailConfig, exceeded
+from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed, Share
 from harness.state import RunState, ScopeState
 from harness.tools.base import ToolSpec
 from harness.working_memory import TokenCounter, chars_over_four
 
 
+class Member(msgspec.Struct, frozen=True):
+    """An agent that work may be given to.
+
+    Attributes:
+        agent: the agent.
+        count: estimates the tokens of a text as it counts them.
+        tools: names of the tools it may call.
+    """
+
+    agent: AgentConfig
+    count: TokenCounter = chars_over_four
+    tools: tuple[str, ...] = ()
+
+
 class RunConfig(msgspec.Struct, frozen=True):
-    """Everything besides the journal that a decision may depend on.
+    """Everything besides the journal that a decision of one scope may depend on.
 
     Attributes:
         agent: the agent at work.
@@ -24,6 +38,7 @@ class RunConfig(msgspec.Struct, frozen=True):
         limits: the run's limits.
         overhead_tokens: estimated tokens of the system prompt and the tools' schemas.
         count: estimates the tokens of a text.
+        team: the agents that work may be given to, by id.
     """
 
     agent: AgentConfig
@@ -31,6 +46,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     limits: GuardrailConfig = GuardrailConfig()
     overhead_tokens: int = 0
     count: TokenCounter = chars_over_four
+    team: Mapping[str, Member] = {}
 
 
 @final
@@ -51,3 +67,70 @@ Step: TypeAlias = Record | Pause
 
 Strategy: TypeAlias = Callable[[ScopeState, RunState, RunConfig], Sequence[Step]]
 """Pure and total. An empty answer means that the scope waits for what is in flight."""
+
+
+def out_of_budget(run: RunState, limit: str) -> Sequence[Step]:
+    """End the whole run at a limit, once what is in flight anywhere in it has its outcome."""
+    return () if run.in_flight else [fail_run(run, "budget", f"{limit}; raise the limit and resume to go on")]
+
+
+def fail_run(run: RunState, reason: FailureReason, error: str) -> RunFailed:
+    """End the run without an answer; open scopes stay as they are, for a resume."""
+    return RunFailed(reason, error, run.steps, msgspec.structs.replace(run.spent), partial_answer(run), shares(run))
+
+
+def partial_answer(run: RunState) -> str:
+    """Return the best there is so far: the answers of a plan's tasks, or the last text of the agent at work."""
+    if (plan := run.plan) is not None:
+        return "\n\n".join(task.closed.answer for task in plan.tasks.values() if task.closed and task.closed.success)
+    root = run.scopes.get("")
+    return root.last_text if root is not None else ""
+
+
+def shares(run: RunState) -> tuple[Share, ...]:
+    """Return what was used so far, by call site, agent and task."""
+    return tuple(
+        Share(site, usage, agent_id, task_id) for (site, agent_id, task_id), usage in run.shares.items()
+    )  # fmt: skip
+
+
+def fail_scope(scope: ScopeState, run: RunState, reason: FailureReason, error: str) -> RunFailed | ScopeClosed:
+    """End one agent's work without an answer: the run with it, where it is the run's own."""
+    if not scope.scope:
+        return fail_run(run, reason, error)
+    return ScopeClosed(
+        scope.scope, False, scope.step, scope.last_text, 0.0, reason, error, parent_of(scope)
+    )  # fmt: skip
+
+
+def parent_of(scope: ScopeState) -> str:
+    """Return the path of the scope that opened this one: the delegating agent's, or the plan's."""
+    return scope.place.parent
+
+
+def ask(
+    scope: ScopeState, run: RunState, config: RunConfig, purpose: LLMPurpose, *, tokens: int
+) -> Sequence[Step] | LLMFailed:
+    """Ask a model for a word on the run: again after a pause where that failed, up to ``max_llm_attempts``.
+
+    Args:
+        scope: the scope that asks.
+        run: the run.
+        config: the limits.
+        purpose: what for.
+        tokens: estimated tokens of the request.
+
+    Returns:
+        What to do, or the failure where no attempt is left.
+    """
+    if scope.llm is not None or scope.pausing:
+        return ()
+    if limit := exceeded(run.spent, config.limits):
+        return out_of_budget(run, limit)
+    failure = scope.failure
+    if failure is not None:
+        if not failure.transient or scope.failures >= config.agent.max_llm_attempts:
+            return failure
+        if not scope.waited:
+            return [Pause(scope.scope, failure.retry_in_s)]
+    return [LLMStarted(scope.step + 1, scope.scope, scope.failures + 1, purpose, tokens)]

@@ -14,6 +14,7 @@ import msgspec
 
 from harness import working_memory
 from harness.budget import exceeded, wall_is_over
+from harness.keys import delegate_scope
 from harness.messages import Text
 from harness.records import (
     EFFECT_STRICTNESS,
@@ -22,26 +23,30 @@ from harness.records import (
     FailureReason,
     LLMStarted,
     Noted,
-    RunFailed,
     RunFinished,
+    ScopeClosed,
+    ScopeOpened,
     ToolFinished,
     ToolStarted,
 )
 from harness.state import CallState, RunState, ScopeState
-from harness.strategies.base import Pause, RunConfig, Step
+from harness.strategies.base import Pause, RunConfig, Step, fail_scope, out_of_budget, parent_of, shares
+from harness.tools.base import task_of
 
 
 def react(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     """Decide what one agent does next."""
+    if run.aborted:
+        return ()
     if scope.phase == "tools":
         return _tool_calls(scope, run, config)
     if scope.phase == "model":
         return _model_call(scope, run, config)
     if scope.phase == "answered":
-        return [_answer(scope, run)]
+        return [_answer(scope, run, config)]
     if scope.phase == "bad_reply":
         return [_bad_reply(scope, run, config)]
-    return [_fail(scope, run, "refused", "the model or its provider refused to answer (content filter)")]
+    return [fail_scope(scope, run, "refused", "the model or its provider refused to answer (content filter)")]
 
 
 def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
@@ -49,17 +54,17 @@ def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         return ()
     agent = config.agent
     if limit := exceeded(run.spent, config.limits):
-        return [_fail(scope, run, "budget", f"{limit}; raise the limit and resume to go on")]
+        return out_of_budget(run, limit)
     if (failure := scope.failure) is not None and not scope.compaction_failed:
         if not failure.transient or scope.failures >= agent.max_llm_attempts:
             if failure.purpose == "step":
                 reason: FailureReason = "refused" if failure.refused else "llm"
                 tried = f" after {scope.failures} attempts" if scope.failures > 1 else ""
-                return [_fail(scope, run, reason, f"the model call failed{tried}: {failure.error}")]
+                return [fail_scope(scope, run, reason, f"the model call failed{tried}: {failure.error}")]
         elif not scope.waited:
             return [Pause(scope.scope, failure.retry_in_s)]
     if scope.step - scope.step_base >= agent.max_steps:
-        return [_fail(scope, run, "max_steps", f"no answer within max_steps={agent.max_steps}")]
+        return [fail_scope(scope, run, "max_steps", f"no answer within max_steps={agent.max_steps}")]
     if scope.stale and (step := _stale(scope, run, config)):
         return [step]
     if working_memory.is_over(scope, agent.working_memory_max_tokens) and (step := _make_room(scope, config)):
@@ -86,7 +91,9 @@ def _make_room(scope: ScopeState, config: RunConfig) -> LLMStarted | Dropped | N
 def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
     most = config.agent.max_stale_steps
     if scope.stale >= most:
-        return _fail(scope, run, "no_progress", f"{scope.stale} steps in a row repeated calls with the same results")
+        return fail_scope(
+            scope, run, "no_progress", f"{scope.stale} steps in a row repeated calls with the same results"
+        )
     if scope.stale >= (most + 1) // 2 and not scope.noted:
         text = (
             f"Your last {scope.stale} steps repeated tool calls whose results you already have, and got the same "
@@ -103,33 +110,38 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     for index, call in enumerate(scope.calls):
         if call.result is not None:
             continue
-        if call.started_epoch == run.epoch:
+        if call.started_epoch == run.epoch or (call.child and call.closed is None):
             in_flight += 1
         else:
             waiting.append(index)
     allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
     if waiting and (over := wall_is_over(run.spent, config.limits)):
-        return () if in_flight else [_fail(scope, run, "budget", f"{over}; raise the limit and resume to go on")]
+        return out_of_budget(run, over)
     for index in waiting:
         step = _next_for(scope, config, index, scope.calls[index])
-        if isinstance(step, ToolStarted):
+        if type(step) is ToolStarted or type(step) is ScopeOpened:
             if in_flight >= config.agent.max_parallel_tools:
                 break
-            if allowed is not None and not step.reconcile:
+            if allowed is not None and not (type(step) is ToolStarted and step.reconcile):
                 if started >= allowed:
-                    spent = f"max_tool_calls={allowed} is reached; raise the limit and resume to go on"
-                    return todo if in_flight else [_fail(scope, run, "budget", spent)]
+                    return todo or out_of_budget(run, f"max_tool_calls={allowed} is reached")
                 started += 1
             in_flight += 1
         todo.append(step)
     return todo
 
 
-def _next_for(scope: ScopeState, config: RunConfig, index: int, call: CallState) -> ToolStarted | ToolFinished:
+def _next_for(
+    scope: ScopeState, config: RunConfig, index: int, call: CallState
+) -> ToolStarted | ToolFinished | ScopeOpened:
     """Start a call; settle one that an older driver started by the stricter of its recorded and current effect."""
     name = call.call.name
     spec = config.tools.get(name)
     clock_s = 0.0
+    if call.closed is not None:
+        return _delegated(scope, config, index, call.call.name, call.closed)
+    if spec is not None and spec.delegate_to:
+        return _delegate(scope, config, index, call, spec.delegate_to)
     if spec is None:
         text = f"unknown tool {name!r}; the tools are: {', '.join(config.tools) or 'none'}"
         if call.attempt and call.effect == "once":
@@ -146,6 +158,33 @@ def _next_for(scope: ScopeState, config: RunConfig, index: int, call: CallState)
         text = _unknown_outcome(call)
         return ToolFinished(scope.step, index, name, "unknown", text, clock_s, scope.scope, tokens=config.count(text))
     return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt + 1)
+
+
+def _delegate(
+    scope: ScopeState, config: RunConfig, index: int, call: CallState, agent_id: str
+) -> ScopeOpened | ToolFinished:
+    """Give a piece of work to another agent, in a scope of its own."""
+    most = config.limits.max_delegate_depth
+    if scope.place.depth >= most:
+        text = f"work may be delegated {most} times over at most (max_delegate_depth); do this yourself"
+    elif agent_id not in config.team:
+        text = f"there is no agent {agent_id!r} here any more; do this yourself"
+    else:
+        task = task_of(call.call.arguments)
+        child = delegate_scope(scope.scope, scope.step, index, agent_id)
+        return ScopeOpened(child, agent_id, task, config.count(task), scope.scope, step=scope.step, index=index)
+    tokens = config.count(text)
+    return ToolFinished(scope.step, index, call.call.name, "error", text, 0.0, scope.scope, tokens=tokens)
+
+
+def _delegated(scope: ScopeState, config: RunConfig, index: int, name: str, closed: ScopeClosed) -> ToolFinished:
+    """Show the delegating agent what came of it."""
+    text = closed.answer
+    if not closed.success:
+        text = f"not done: {closed.error}" + (f"\n\nThe last that was said: {closed.answer}" if closed.answer else "")
+    text = working_memory.cap(text, config.agent.max_result_chars)
+    status = "ok" if closed.success else "error"
+    return ToolFinished(scope.step, index, name, status, text, 0.0, scope.scope, tokens=config.count(text))
 
 
 def _unknown_outcome(call: CallState) -> str:
@@ -166,7 +205,7 @@ def _bad_reply(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     if scope.reply_errors > config.agent.max_reply_errors:
         what = "cut at the output limit" if cut else "unusable"
         detail = f": {reply.malformed}" if reply and reply.malformed else ""
-        return _fail(
+        return fail_scope(
             scope, run, "length" if cut else "malformed", f"{scope.reply_errors} replies in a row were {what}{detail}"
         )
     if cut:
@@ -180,13 +219,14 @@ def _note(scope: ScopeState, config: RunConfig, reason: str, text: str) -> Noted
     return Noted(scope.step, reason, text, scope.scope, config.count(text))  # type: ignore[arg-type]  # a literal of the three callers above
 
 
-def _answer(scope: ScopeState, run: RunState) -> RunFinished:
+def _answer(scope: ScopeState, run: RunState, config: RunConfig) -> RunFinished | ScopeClosed:
     reply = scope.reply
     assert reply is not None  # the phase is only entered by a reply
     answer = "".join(part.text for part in reply.parts if isinstance(part, Text))
     confidence = 1.0 if reply.confidence is None else reply.confidence
-    return RunFinished(answer, confidence, scope.step, msgspec.structs.replace(run.spent))
-
-
-def _fail(scope: ScopeState, run: RunState, reason: FailureReason, error: str) -> RunFailed:
-    return RunFailed(reason, error, scope.step, msgspec.structs.replace(run.spent), scope.last_text)
+    if not scope.scope:
+        return RunFinished(answer, confidence, scope.step, msgspec.structs.replace(run.spent), shares(run))
+    doubtful = confidence < config.limits.confidence_threshold
+    return ScopeClosed(
+        scope.scope, True, scope.step, answer, confidence, scope=parent_of(scope), doubtful=doubtful
+    )  # fmt: skip

@@ -13,12 +13,14 @@ from harness.tools.base import (
     ToolSpec,
     Unknown,
 )
+from harness.tools.delegate import DelegateTool, delegate
 from harness.tools.files import file_tools
 from harness.tools.function import FunctionTool, as_tool, definition_hash, tool
 from harness.tools.threads import run_in_thread
 
 __all__ = [
     "DEFAULT_TIMEOUT_S",
+    "DelegateTool",
     "FunctionTool",
     "InvalidArguments",
     "NotDone",
@@ -31,6 +33,7 @@ __all__ = [
     "Unknown",
     "as_tool",
     "definition_hash",
+    "delegate",
     "describe_arguments",
     "file_tools",
     "run_in_thread",

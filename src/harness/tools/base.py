@@ -27,6 +27,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         effect: what running it twice would mean.
         timeout_s: seconds one call may take.
         reconciles: whether ``reconcile`` can tell what became of a lost call.
+        delegate_to: the agent that does the work; empty for a tool that is a function.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     effect: Effect = "once"
     timeout_s: float = DEFAULT_TIMEOUT_S
     reconciles: bool = False
+    delegate_to: str = ""
 
 
 class ToolOutput(msgspec.Struct, frozen=True):
@@ -82,6 +84,18 @@ def idempotency_key(run_id: str, call_id: str) -> str:
     """Return the key of one call: a digest of its name."""
     name = f"{run_id}\0{call_id}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(name, digest_size=16).hexdigest()
+
+
+def task_of(arguments: str) -> str:
+    """Return the work that a delegating call asks for: the argument ``task``."""
+    try:
+        return msgspec.json.decode(arguments, type=_Delegated).task
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return arguments  # checked before the call was taken up; a journal of another making is not lost for it
+
+
+class _Delegated(msgspec.Struct):
+    task: str
 
 
 class ToolContext(msgspec.Struct, Generic[DepsT], frozen=True):

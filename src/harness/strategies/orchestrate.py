@@ -1,0 +1,247 @@
+"""Orchestrate: a planner's task graph over many agents.
+
+    plan -> tasks, each in a scope of its own, started the moment what it depends on is done
+         -> (a task fails or is unsure) -> retry | skip | replan | abort
+         -> synthesis -> RunFinished
+
+A task's scope runs the same react loop as a run with one agent. Scheduling is this function asked once more whenever a
+task ends: there is no batch, and no queue besides the plan itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from harness.budget import exceeded
+from harness.errors import PlanError
+from harness.keys import task_scope
+from harness.plan import Task, problems
+from harness.records import (
+    LLMFailed,
+    Noted,
+    Planned,
+    Replanned,
+    RunFinished,
+    ScopeOpened,
+    Synthesised,
+    TaskSkipped,
+)
+from harness.state import PlanState, RunState, ScopeState, TaskState
+from harness.strategies import prompts
+from harness.strategies.base import RunConfig, Step, ask, fail_run, out_of_budget, shares
+from harness.strategies.dispatch import said
+from harness.strategies.tasks import (
+    LOST,
+    USED,
+    Verdict,
+    blocked_by,
+    is_ready,
+    merge,
+    results,
+    verdicts,
+    what_went_wrong,
+)
+
+MAX_SYNTHESIS_ERRORS = 1
+"""Replies of the synthesiser that could not be used before the results are joined instead, less one."""
+
+
+def orchestrate(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
+    """Decide what a plan's run does next."""
+    plan = scope.plan
+    if run.aborted:
+        return () if run.in_flight else [_abort(run, plan)]
+    if scope.phase == "replied":
+        if plan is None or scope.reply is None or scope.reply.purpose == "plan":
+            return [_read_plan(scope, run, config)]
+        return [_read_synthesis(scope, plan, config)]
+    if plan is None:
+        return _ask_planner(scope, run, config)
+    if plan.synthesis is not None:
+        return [_finish(scope, run, config, plan, plan.synthesis)]
+    found = verdicts(plan, config.limits)
+    if todo := _next_tasks(scope, run, config, plan, found):
+        return todo
+    if "replan" in found.values():
+        return _ask_planner(scope, run, config)
+    if USED.union(LOST).issuperset(found.values()):
+        return _synthesise(scope, run, config, plan, found)
+    return ()
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+def _next_tasks(
+    scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState, found: dict[str, Verdict]
+) -> Sequence[Step]:
+    """Start what can start, and skip what never can."""
+    todo: list[Step] = []
+    running = dict(plan.running)
+    free = config.limits.max_parallel_tasks - sum(running.values())
+    held = "replan" in found.values()  # what was not begun is about to be replaced
+    for task_id, status in found.items():
+        state = plan.tasks[task_id]
+        task = state.task
+        if status == "waiting" and not held:
+            if blocked := blocked_by(task, plan, found):
+                todo.append(TaskSkipped(task_id, blocked, scope.scope))
+                continue
+            if not is_ready(task, plan, found):
+                continue
+        elif status != "retry":
+            continue
+        member = config.team[task.agent_id]
+        if free > 0 and running.get(task.agent_id, 0) < member.agent.max_parallel_tasks:
+            if limit := exceeded(run.spent, config.limits):
+                return todo or out_of_budget(run, limit)
+            free -= 1
+            running[task.agent_id] = running.get(task.agent_id, 0) + 1
+            todo.append(_open(scope, config, plan, found, state))
+    return todo
+
+
+def _open(
+    scope: ScopeState, config: RunConfig, plan: PlanState, found: dict[str, Verdict], state: TaskState
+) -> ScopeOpened:
+    task = state.task
+    member = config.team[task.agent_id]
+    text = prompts.instruction(task, plan, found, member.agent.max_result_chars)
+    attempt = plan.begun.get(task.id, 0) + 1
+    child = task_scope(task.id, attempt, task.agent_id)
+    return ScopeOpened(child, task.agent_id, text, member.count(text), scope.scope, task.id, attempt)
+
+
+def _abort(run: RunState, plan: PlanState | None) -> Step:
+    task = plan.tasks[run.aborted] if plan is not None else None
+    why = what_went_wrong(task) if task is not None else "it failed"
+    return fail_run(run, "task", f"task {run.aborted!r} is one the run cannot do without (on_failure: abort): {why}")
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def _ask_planner(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
+    todo = ask(scope, run, config, "plan", tokens=prompts.question("plan", scope, config).tokens(config))
+    if not isinstance(todo, LLMFailed):
+        return todo
+    error = f"the planner could not be asked: {todo.error}"
+    if scope.plan is not None:
+        return [_no_replan(scope, config, error)]
+    return [fail_run(run, "refused" if todo.refused else "llm", error)]
+
+
+def _read_plan(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
+    plan = scope.plan
+    try:
+        reply = prompts.read(said(scope), prompts.PlanReply)
+        if plan is not None:
+            return _replanned(scope, config, plan, reply)
+        _check(reply.tasks, config, ())
+        return Planned(tuple(reply.tasks), reply.rationale, scope.scope)
+    except prompts.Unreadable as error:
+        wrong = (str(error),)
+    except PlanError as error:
+        wrong = error.problems
+    if scope.reply_errors >= config.agent.max_reply_errors:
+        error_text = f"the planner gave no plan that can be carried out: {'; '.join(wrong)}"
+        return _no_replan(scope, config, error_text) if plan is not None else fail_run(run, "plan", error_text)
+    text = "The plan cannot be used:\n" + "\n".join(f"- {problem}" for problem in wrong) + "\nWrite it again, whole."
+    return Noted(scope.step, "malformed", text, scope.scope, config.count(text))
+
+
+def _check(tasks: Sequence[Task], config: RunConfig, kept: Sequence[str]) -> None:
+    """Make sure that a planner's tasks can be carried out.
+
+    Raises:
+        PlanError: they cannot; all that is wrong.
+    """
+    found = list(problems(tasks, known=kept)) if tasks or not kept else []
+    found += [
+        f"task {task.id!r} is for an unknown agent {task.agent_id!r} (the agents are: {', '.join(config.team)})"
+        for task in tasks
+        if task.agent_id not in config.team
+    ]
+    most = config.limits.max_plan_tasks
+    if len(tasks) > most:
+        found.append(f"it has {len(tasks)} tasks, and may have {most} at most")
+    if found:
+        raise PlanError(found)
+
+
+def _replanned(scope: ScopeState, config: RunConfig, plan: PlanState, reply: prompts.PlanReply) -> Replanned:
+    """Put a planner's tasks in the place of what remains. What is done or at work stays."""
+    found = verdicts(plan, config.limits)
+    trigger = next((task_id for task_id, status in found.items() if status == "replan"), "")
+    kept = [task_id for task_id, status in found.items() if status in USED or status in ("running", "retry")]
+    tasks = merge(plan, kept, reply.tasks)
+    _check(tasks, config, kept)
+    return Replanned(
+        tasks,
+        trigger,
+        what_went_wrong(plan.tasks[trigger]) if trigger else "",
+        plan.replans + 1,
+        reply.rationale,
+        tuple(kept),
+        tuple(task_id for task_id in plan.tasks if task_id not in kept),
+        scope.scope,
+    )
+
+
+def _no_replan(scope: ScopeState, config: RunConfig, error: str) -> Noted:
+    text = f"the plan stays as it is: {error}"
+    return Noted(scope.step, "no_replan", text, scope.scope, config.count(text))
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+def _synthesise(
+    scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState, found: dict[str, Verdict]
+) -> Sequence[Step]:
+    if USED.isdisjoint(found.values()):
+        errors = "; ".join(f"{task_id}: {what_went_wrong(task)}" for task_id, task in plan.tasks.items())
+        return [fail_run(run, "task", f"no task of the plan was done: {errors}")]
+    todo = ask(scope, run, config, "synthesis", tokens=prompts.question("synthesis", scope, config).tokens(config))
+    return [_joined(scope, plan, found)] if isinstance(todo, LLMFailed) else todo
+
+
+def _read_synthesis(scope: ScopeState, plan: PlanState, config: RunConfig) -> Step:
+    try:
+        reply = prompts.read(said(scope), prompts.Brought)
+    except prompts.Unreadable as error:
+        if scope.reply_errors >= MAX_SYNTHESIS_ERRORS:
+            return _joined(scope, plan, verdicts(plan, config.limits))
+        text = f"Your reply cannot be used: {error}. Write it again."
+        return Noted(scope.step, "malformed", text, scope.scope, config.count(text))
+    confidence = min(1.0, max(0.0, reply.confidence))
+    return Synthesised(reply.answer, confidence, reply.conflicts, reply.unknowns, scope=scope.scope)
+
+
+def _joined(scope: ScopeState, plan: PlanState, found: dict[str, Verdict]) -> Synthesised:
+    """Take the results as they are; they are as sure as the least sure of them."""
+    used = [task.closed for task_id, task in plan.tasks.items() if found[task_id] in USED and task.closed is not None]
+    unknowns = tuple(
+        f"{task_id}: {what_went_wrong(task)}" for task_id, task in plan.tasks.items() if found[task_id] in LOST
+    )
+    confidence = min(closed.confidence for closed in used)
+    return Synthesised(prompts.joined(plan, found), confidence, (), unknowns, joined=True, scope=scope.scope)
+
+
+def _finish(
+    scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState, synthesis: Synthesised
+) -> RunFinished:
+    return RunFinished(
+        synthesis.answer,
+        synthesis.confidence,
+        run.steps,
+        msgspec.structs.replace(run.spent),
+        shares(run),
+        scope.goal,
+        tuple(results(plan, config.limits)),
+        synthesis.conflicts,
+        synthesis.unknowns,
+        plan.replans,
+    )
