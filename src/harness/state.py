@@ -18,7 +18,7 @@ Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused"]
 """What a scope waits for: the model's reply, its tools' results, a word to the model, its end."""
 
 
-class CallState(msgspec.Struct, eq=False):
+class CallState(msgspec.Struct, eq=False, gc=False):
     """One tool call of the current step.
 
     Attributes:
@@ -205,8 +205,12 @@ class RunState:
 def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
     """Fold a journal from its first entry. Total: a prefix of a valid journal is valid."""
     state = RunState(run_id)
-    for entry in entries:
-        apply(state, entry.record, entry.at)
+    for entry in entries:  # what ``apply`` does, without a call for each
+        state.seq += 1
+        record = entry.record
+        _APPLY[type(record)](state, record, entry.at)
+        if state.seq == state.copied:
+            state.ledger = state.spent
     return state
 
 
