@@ -22,7 +22,7 @@ import msgspec
 from harness.checkpoint.base import LEASE_S, Owner, RunQuery, RunSummary
 from harness.checkpoint.database import CHUNK, Append, Database, explain
 from harness.errors import CheckpointCorrupt, CheckpointError, StoreBusy
-from harness.records import Entry, ProcessId, Record, decode
+from harness.records import Entry, ProcessId, Record, decode_batches
 
 T = TypeVar("T")
 
@@ -89,8 +89,8 @@ class SQLiteCheckpointStore:
         while more:
             batches = await self._call(functools.partial(Database.read, run_id=run_id, after=end), short=True)
             more = len(batches) == CHUNK
-            for last, at, data in batches:
-                records = decode(data, where=where)
+            decoded = decode_batches([data for _, _, data in batches], where=where)
+            for (last, at, _), records in zip(batches, decoded, strict=True):
                 seq = last - len(records)
                 if seq > end or (seq < end and end != after):
                     raise CheckpointCorrupt(f"{where} lacks the records between {end} and {seq + 1}")
