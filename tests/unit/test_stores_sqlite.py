@@ -370,6 +370,18 @@ async def test_a_file_that_was_removed_is_not_written_any_more(path: Path) -> No
     assert len(await journal(SQLiteCheckpointStore(path), "run")) == 1
 
 
+async def test_a_run_is_not_claimed_in_a_file_that_was_removed(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    await store.release(await store.claim("before", this_process()))
+    for file in path.parent.iterdir():
+        file.unlink()
+    owner = await store.claim("run", this_process())
+    await store.append("run", 0, [started()], owner=owner)
+    await store.release(owner)
+    await store.close()
+    assert len(await journal(SQLiteCheckpointStore(path), "run")) == 1
+
+
 async def test_a_large_value_does_not_make_the_next_step_larger(path: Path) -> None:
     store = SQLiteCheckpointStore(path)
     owner = await store.claim("run", this_process())
