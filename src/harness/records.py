@@ -12,7 +12,7 @@ the run had been driven when it came, on a clock that does not jump.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, TypeAlias, cast
 
 import msgspec
@@ -588,6 +588,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(list[Record])
+_batch_decoder = msgspec.json.Decoder(list[list[Record]])
 _probe = msgspec.json.Decoder(list[dict[str, object]])
 _VERSIONED = frozenset({RunStarted, DriverStarted})
 _KNOWN = frozenset(kind.__name__ for kind in Record.__args__)  # type: ignore[attr-defined]  # a union alias has __args__
@@ -613,11 +614,30 @@ def decode(data: bytes, *, where: str = "journal") -> list[Record]:
         records = _decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(data, where, error) from None
+    _check_versions(records, where)
+    return records
+
+
+def decode_batches(batches: Sequence[bytes], *, where: str = "journal") -> Iterator[list[Record]]:
+    """Do what ``decode`` does with each of many, at less cost."""
+    try:
+        decoded = _batch_decoder.decode(b"[%b]" % b",".join(batches))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        decoded = []
+    if len(decoded) == len(batches):
+        for records in decoded:
+            _check_versions(records, where)
+            yield records
+    else:  # one of them is no array of records: those before it can be read, and it is named
+        for data in batches:
+            yield decode(data, where=where)
+
+
+def _check_versions(records: Sequence[Record], where: str) -> None:
     for record in records:
         # Looked up, not asked with isinstance: that would cost more than decoding the record.
         if type(record) in _VERSIONED and (version := cast("RunStarted | DriverStarted", record).version) > VERSION:
             raise RecordTooNew(_too_new(where, f"version {version}"))
-    return records
 
 
 def _explain(data: bytes, where: str, error: Exception) -> RecordTooNew | CheckpointCorrupt:

@@ -23,7 +23,7 @@ TaskStatus: TypeAlias = Literal["waiting", "running", "ended", "skipped"]
 """Where a task is. What an ended one's outcome means is the strategy's to say."""
 
 
-class CallState(msgspec.Struct, eq=False):
+class CallState(msgspec.Struct, eq=False, gc=False):
     """One tool call of the current step.
 
     Attributes:
@@ -318,8 +318,12 @@ class RunState:
 def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
     """Fold a journal from its first entry. Total: a prefix of a valid journal is valid."""
     state = RunState(run_id)
-    for entry in entries:
-        apply(state, entry.record, entry.at)
+    for entry in entries:  # what ``apply`` does, without a call for each
+        state.seq += 1
+        record = entry.record
+        _APPLY[type(record)](state, record, entry.at)
+        if state.seq == state.copied:
+            state.ledger = state.spent
     return state
 
 

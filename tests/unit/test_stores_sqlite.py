@@ -148,6 +148,20 @@ async def test_damaged_records_are_a_typed_error(path: Path, garbage: bytes) -> 
     await store.close()
 
 
+async def test_damaged_records_do_not_make_up_for_each_other(path: Path) -> None:
+    await write_run(path, records=4)
+    with sqlite(path) as connection:
+        records = connection.execute("SELECT records FROM journal ORDER BY position").fetchall()
+        for seq, data in ((2, records[1][0][:-1]), (3, records[2][0][1:])):
+            connection.execute("UPDATE journal SET records = ? WHERE position & 0xffffffff = ?", (data, seq))
+    store = SQLiteCheckpointStore(path)
+    entries = store.read("run")
+    assert (await anext(entries)).seq == 1
+    with pytest.raises(CheckpointCorrupt, match="run 'run'"):
+        await anext(entries)
+    await store.close()
+
+
 async def test_a_missing_record_is_noticed(path: Path) -> None:
     await write_run(path, records=4)
     with sqlite(path) as connection:
@@ -352,6 +366,18 @@ async def test_a_file_that_was_removed_is_not_written_any_more(path: Path) -> No
     await store.release(owner)
     again = await store.claim("run", this_process())
     await store.append("run", 0, [started()], owner=again)
+    await store.close()
+    assert len(await journal(SQLiteCheckpointStore(path), "run")) == 1
+
+
+async def test_a_run_is_not_claimed_in_a_file_that_was_removed(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    await store.release(await store.claim("before", this_process()))
+    for file in path.parent.iterdir():
+        file.unlink()
+    owner = await store.claim("run", this_process())
+    await store.append("run", 0, [started()], owner=owner)
+    await store.release(owner)
     await store.close()
     assert len(await journal(SQLiteCheckpointStore(path), "run")) == 1
 

@@ -161,21 +161,24 @@ class CheckpointStore(Protocol):
         ...
 
 
+# Looked up, not asked with isinstance: that would cost a good part of an append.
+_STATUS: dict[type[Record], RunStatus] = {
+    RunStarted: "interrupted",
+    DriverStarted: "interrupted",
+    Reopened: "interrupted",
+    RunFinished: "finished",
+    RunFailed: "failed",
+    RunCancelled: "cancelled",
+}
+
+
 def final_status(record: Record) -> RunStatus | None:
     """Say what a record makes of its run's status, or None where it leaves it as it is.
 
     A run that is driven or waits to be resumed is reported as ``interrupted`` here: whether somebody drives it is a
     matter of ownership, not of records.
     """
-    if isinstance(record, RunFinished):
-        return "finished"
-    if isinstance(record, RunFailed):
-        return "failed"
-    if isinstance(record, RunCancelled):
-        return "cancelled"
-    if isinstance(record, (RunStarted, DriverStarted, Reopened)):
-        return "interrupted"
-    return None
+    return _STATUS.get(type(record))
 
 
 @functools.cache

@@ -147,6 +147,7 @@ class Database:
         self.path = path
         self._log = _LogLength()
         self._busy_ms = round(busy_timeout_s * 1000)
+        self._waits = False
         self._file = os.stat(path)
         self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
@@ -234,7 +235,9 @@ class Database:
 
     def wait_when_busy(self, wait: bool, /) -> None:
         """Choose between waiting for another process that writes and failing at once."""
-        self._db.set_busy_timeout(self._busy_ms if wait else 0)
+        if wait != self._waits:
+            self._db.set_busy_timeout(self._busy_ms if wait else 0)
+            self._waits = wait
 
     def append(self, appends: Sequence[Append]) -> None:
         """Commit appends together and settle each. One that is refused has written nothing and fails only itself."""

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -22,8 +22,9 @@ import msgspec
 from harness.checkpoint.base import LEASE_S, Owner, RunQuery, RunSummary
 from harness.checkpoint.database import CHUNK, Append, Database, explain
 from harness.errors import CheckpointCorrupt, CheckpointError, StoreBusy
-from harness.records import Entry, ProcessId, Record, decode
+from harness.records import Entry, ProcessId, Record, decode_batches
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 5.0
@@ -34,8 +35,9 @@ class SQLiteCheckpointStore:
     """Keep journals in one SQLite file on a local disk.
 
     A lone run commits on the event loop's thread, because handing a short commit to a thread costs a good part of
-    the commit itself. As soon as several runs are owned, their appends are gathered and a thread of the store commits
-    all that wait in one transaction. Everything else that may take long runs on that thread too.
+    the commit itself; in an open file it is claimed, read and released there too. As soon as several runs are owned,
+    their appends are gathered and a thread of the store commits all that wait in one transaction. Everything else that
+    may take long runs on that thread too.
 
     An append whose task is cancelled may still be written. It is for one machine and few processes: a process that is
     stopped while it writes makes the others wait, and then fail with StoreBusy.
@@ -89,8 +91,8 @@ class SQLiteCheckpointStore:
         while more:
             batches = await self._call(functools.partial(Database.read, run_id=run_id, after=end), short=True)
             more = len(batches) == CHUNK
-            for last, at, data in batches:
-                records = decode(data, where=where)
+            decoded = decode_batches([data for _, _, data in batches], where=where)
+            for (last, at, _), records in zip(batches, decoded, strict=True):
                 seq = last - len(records)
                 if seq > end or (seq < end and end != after):
                     raise CheckpointCorrupt(f"{where} lacks the records between {end} and {seq + 1}")
@@ -112,12 +114,16 @@ class SQLiteCheckpointStore:
 
     async def claim(self, run_id: str, process: ProcessId, /, *, lease_s: float = LEASE_S) -> Owner:
         """Become the owner of a run. See ``CheckpointStore.claim``."""
-        claiming = self._submit(lambda database: database.claim(run_id, process, lease_s))
-        try:
-            owner = await asyncio.wrap_future(claiming)
-        except asyncio.CancelledError:
-            claiming.add_done_callback(self._give_back)
-            raise
+        work = functools.partial(Database.claim, run_id=run_id, process=process, lease_s=lease_s)
+        if claimed := self._here_if_lone(work):
+            owner = claimed[0]
+        else:
+            claiming = self._submit(work)
+            try:
+                owner = await asyncio.wrap_future(claiming)
+            except asyncio.CancelledError:
+                claiming.add_done_callback(self._give_back)
+                raise
         self._owned.add(owner.token)
         return owner
 
@@ -133,7 +139,7 @@ class SQLiteCheckpointStore:
     async def release(self, owner: Owner, /) -> None:
         """Give the run up."""
         self._owned.discard(owner.token)
-        await self._call(lambda database: database.release(owner))
+        await self._call(functools.partial(Database.release, owner=owner), short=True)
 
     async def put_blob(self, run_id: str, data: bytes, /) -> str:
         """Keep a large value of a run, durable on return. Returns its digest."""
@@ -160,8 +166,7 @@ class SQLiteCheckpointStore:
         with self._in_use:
             database, self._database = self._database, None
             if database is not None:
-                with self._explained():
-                    database.close(tidy=not database.is_elsewhere())
+                self._explained(lambda database: database.close(tidy=not database.is_elsewhere()), database)
 
     # Which thread works -------------------------------------------------------------------------------------------
 
@@ -180,8 +185,7 @@ class SQLiteCheckpointStore:
             if self._database is None:
                 return []
             self._database.wait_when_busy(False)
-            with self._explained():
-                return [work(self._database)]
+            return [self._explained(work, self._database)]
         except StoreBusy:
             return []
         finally:
@@ -189,8 +193,15 @@ class SQLiteCheckpointStore:
                 self._thread.submit(self._work, Database.checkpoint)
             self._in_use.release()
 
+    def _here_if_lone(self, work: Callable[[Database], T]) -> list[T]:
+        """Do short work here where at most one run is owned. A file that was moved away is the thread's to replace."""
+        database = self._database
+        if not self._is_lone() or database is None or database.is_elsewhere():
+            return []
+        return self._here(work)
+
     async def _call(self, work: Callable[[Database], T], *, short: bool = False) -> T:
-        if short and self._is_lone() and (done := self._here(work)):
+        if short and (done := self._here_if_lone(work)):
             return done[0]
         return await asyncio.wrap_future(self._submit(work))
 
@@ -199,14 +210,17 @@ class SQLiteCheckpointStore:
         return self._thread.submit(self._work, work)
 
     def _work(self, work: Callable[[Database], T]) -> T:
-        with self._in_use, self._explained():
-            if self._database is not None and self._database.is_elsewhere():
-                self._database.close(tidy=False)
-                self._database = None
-            if self._database is None:
-                self._database = Database(self.path, busy_timeout_s=self._busy_timeout_s)
-            self._database.wait_when_busy(True)
-            return work(self._database)
+        with self._in_use:
+            return self._explained(self._work_opened, work)
+
+    def _work_opened(self, work: Callable[[Database], T]) -> T:
+        if self._database is not None and self._database.is_elsewhere():
+            self._database.close(tidy=False)
+            self._database = None
+        if self._database is None:
+            self._database = Database(self.path, busy_timeout_s=self._busy_timeout_s)
+        self._database.wait_when_busy(True)
+        return work(self._database)
 
     async def _append_together(self, append: Append) -> None:
         self._after_fork()
@@ -245,10 +259,9 @@ class SQLiteCheckpointStore:
         if inherited is not None:
             inherited.close(tidy=False)
 
-    @contextlib.contextmanager
-    def _explained(self) -> Generator[None]:
+    def _explained(self, work: Callable[[A], T], argument: A) -> T:
         try:
-            yield
+            return work(argument)
         except apsw.Error as error:
             raise explain(error, self.path, self._busy_timeout_s) from error
         except UnicodeEncodeError as error:
