@@ -21,7 +21,7 @@ HEADINGS = ("task", "agent", "start", "took", "tries", "tokens", "cost")
 
 
 class Bar(NamedTuple):
-    """A piece of a chart's row: blanks, or an attempt at work and what came of it."""
+    """A piece of a chart's row: a thin line where nobody works, or an attempt and what came of it."""
 
     text: str
     standing: str
@@ -151,9 +151,9 @@ def draw(row: ChartRow, total_s: float, width: int) -> list[Bar]:
         begin = max(at, min(math.floor(since * scale), width - 1))
         end = min(width, max(math.ceil(until * scale), begin + 1))
         if end > begin:
-            drawn += [Bar(" " * (begin - at), ""), Bar("━" * (end - begin), standing)]
+            drawn += [Bar("─" * (begin - at), ""), Bar("━" * (end - begin), standing)]
             at = end
-    return drawn
+    return [*drawn, Bar("─" * (width - at), "")]
 
 
 def caption(timeline: Timeline) -> str:

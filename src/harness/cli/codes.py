@@ -70,16 +70,17 @@ def exit_code(result: RunResult) -> int:
             return FAILED
 
 
-def report(result: RunResult, scope: str = "") -> None:
+def report(result: RunResult, scope: str = "", *, over: bool = False) -> None:
     """Say on stderr what is not an answer, and how to go on.
 
     Args:
         result: what the run came to, or one task of it.
         scope: the attempt at that task; empty for the run.
+        over: whether the whole run is, so that nothing is left to go on with.
     """
     sys.stdout.flush()
     if (place := place_of(scope)).task_id and result.agent_id == place.agent_id:
-        _report_task(result, place)
+        _report_task(result, place, over=over)
         return
     resume = host.resume_command(Origin("cli"), join_key(result.run_id, result.agent_id))
     match result:
@@ -93,11 +94,12 @@ def report(result: RunResult, scope: str = "") -> None:
             print(f"Run cancelled: {safe(result.error)}", file=sys.stderr)
 
 
-def _report_task(result: RunResult, place: Place) -> None:
-    task = f"Task {safe(repr(place.task_id))} of the run, by agent {safe(place.agent_id)},"
+def _report_task(result: RunResult, place: Place, *, over: bool) -> None:
     what = f"failed: {safe(result.error)}" if isinstance(result, Failed) else "is done."
-    resume = host.resume_command(Origin("cli"), join_key(result.run_id))
-    print(f"{task} {what}\nTo go on with the whole run: {resume}", file=sys.stderr)
+    print(f"Task {safe(repr(place.task_id))} of agent {safe(repr(place.agent_id))} {what}", file=sys.stderr)
+    if not over:
+        resume = host.resume_command(Origin("cli"), join_key(result.run_id))
+        print(f"The run is not finished; to go on with all of it: {resume}", file=sys.stderr)
 
 
 def _more(result: Failed) -> str:

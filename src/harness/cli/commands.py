@@ -237,7 +237,7 @@ def _print_end(found: Found, *, as_json: bool) -> int:
         print(what, file=sys.stderr)
         print(safe(result.answer))
         print(screens.summary(result, ledger), file=sys.stderr)
-    report(result, found.scope)
+    report(result, found.scope, over=state.over is not None)
     return exit_code(result)
 
 

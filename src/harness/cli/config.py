@@ -276,7 +276,8 @@ def explain(problem: ErrorDetails, text: str, path: Path, words: Words) -> str:
         return f"{where}: {table if place else 'the file'} needs {keys[-1]!r}"
     if problem["type"] != "extra_forbidden":
         message = str(problem["msg"])
-        return f"{where}: {'.'.join(keys)}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+        named = ".".join(key for key in keys if not key.isdigit())
+        return f"{where}: {named}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
     model = words.get(place) or words.get((*place[:1], "*"))
     known = _known(model) if model else []
     return f"{where}: unknown word {keys[-1]!r}{f' in {table}' if place else ''}{nearest(keys[-1], known)}"

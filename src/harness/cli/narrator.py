@@ -219,7 +219,8 @@ class Narrator:
             yield Line("reply", line)
 
     def _done(self, event: Done) -> Iterable[Line]:
-        yield Line("head", f"done · {count(len(event.task_results), 'task')} · {count(event.replan_count, 'replan')}")
+        replans = f" · {count(event.replan_count, 'replan')}" if event.replan_count else ""
+        yield Line("head", f"done · {count(len(event.task_results), 'task')}{replans}")
         names = _columns([(result.task_id, result.agent_id) for result in event.task_results])
         for name, result in zip(names, event.task_results, strict=True):
             sure = f" · confidence {result.confidence:.2f}" if result.status in ("done", "doubtful") else ""

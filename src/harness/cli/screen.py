@@ -207,7 +207,8 @@ class Plain:
         print(f"-- timings: {chart.caption(timeline)}")
         print(f"   {'state':<11} {chart.headings(layout)}".rstrip())
         for row in rows:
-            print(f"   {row.standing:<11} {chart.cells(row, layout)}  {row.note}".rstrip())
+            note = "" if row.note == row.standing else row.note
+            print(f"   {row.standing:<11} {chart.cells(row, layout)}  {note}".rstrip())
 
     def end(self, result: RunResult) -> None:
         """Print what was used."""

@@ -18,8 +18,8 @@ from harness.cli.narrator import RESULT_LINES, Line, Narrator, label_of
 from harness.cli.screen import Header, summary
 from harness.cli.text import one_line, safe
 from harness.cli.timeline import ENDED, Timeline
-from harness.events import Discarded, Event, Thought, Token
-from harness.keys import place_of
+from harness.events import Discarded, Event, Planned, Replanned, Thought, Token
+from harness.keys import place_of, task_scope
 from harness.result import RunResult
 
 STYLES = {
@@ -108,6 +108,9 @@ class Tree:
             return
         if isinstance(event, (Thought, Discarded)) and event.scope == self._tail_of:
             self._tail = ""
+        if isinstance(event, (Planned, Replanned)):
+            for task in event.plan.tasks:  # so that no name is wider than those before it
+                self._labels.fit(task_scope(task.id, 1, task.agent_id), self._label_width)
         self._activity.follow(event)
         for line in self._narrator.lines(event):
             self._line(line)
@@ -139,7 +142,7 @@ class Tree:
             if row.bars and layout.bar:
                 drawn.append("  ")
                 for text, standing in chart.draw(row, timeline.now_s, layout.bar):
-                    drawn.append(text, MARKS[standing][1] if standing else "")
+                    drawn.append(text, MARKS[standing][1] if standing else "dim")
             elif row.note:
                 drawn.rstrip()
                 drawn.append(f"  {row.note}", "dim")
@@ -157,16 +160,16 @@ class Tree:
             tail = one_line(label + self._tail[-width:], max(10, width - 6))
             grid.add_row(Text(f"│    {tail}", style="dim", no_wrap=True))
         for scope, said in self._activity.at_work()[:6]:
-            line = Text.assemble(("│ ▶ ", "dim"), (label_of(scope), self._labels.style(scope)), (f" {said}", "dim"))
+            name = self._labels.fit(scope, self._label_width)
+            line = Text.assemble(("│ ", "dim"), (name, self._labels.style(scope)), (f" {said}", "dim"))
             line.truncate(width - 1, overflow="ellipsis")
             grid.add_row(line)
         if rows := self._ledger.timeline.current:
             grid.add_row(self._tasks(width))
             done = sum(row.standing in ENDED for row in rows)
             running = sum(row.standing == "running" for row in rows)
-            doing = f"{done} of {len(rows)} tasks done, {running} running"
-            if not running:
-                doing += f", {self._activity.text(self._ledger.timeline)}"
+            now = f"{running} running" if running else self._activity.text(self._ledger.timeline)
+            doing = f"{done}/{len(rows)} done · {now}"
         else:
             doing = self._activity.text()
         facts = f"{doing} · {self._ledger.line()} · {safe(self._key)}"
@@ -191,6 +194,11 @@ class Tree:
                 line.truncate(width - 1, overflow="ellipsis")
                 return line
             rows.remove(gone)
+
+    @property
+    def _label_width(self) -> int:
+        """The most columns a task's name may take."""
+        return max(8, self._console.width // 4)
 
     # -- lines ----------------------------------------------------------------------------------
 
@@ -223,7 +231,7 @@ class Tree:
 
     def _scoped(self, line: Line) -> None:
         """Print a line of a task or of delegated work: its name stands before every row, in a colour of its own."""
-        name = self._labels.fit(line.scope, max(8, self._console.width // 4))
+        name = self._labels.fit(line.scope, self._label_width)
         gutter = Text.assemble(("│ ", "dim"), (name, self._labels.style(line.scope)))
         gutter.append(" " + "  " * place_of(line.scope).depth)
         first, rest = gutter.copy(), gutter.append("   ")
@@ -241,7 +249,9 @@ class Tree:
             first.append("   ")
         if line.kind in ("result", "failed"):
             first, rest = first.append("  "), rest.copy().append("  ")
-        clip = self._clips and (line.kind in ("result", "reply") or (line.kind, line.mark) == ("task", "running"))
+        clip = self._clips and (
+            line.kind in ("result", "failed", "reply") or (line.kind, line.mark) == ("task", "running")
+        )
         self._print(first, rest, line.text, style, clip=clip)
 
     def _print(self, first: str | Text, rest: str | Text, text: str, style: str, *, clip: bool = False) -> None:
