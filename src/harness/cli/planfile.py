@@ -100,9 +100,9 @@ def _explain_shape(problems: Sequence[str], tasks: Sequence[Task], text: str, pa
     """Give each problem of a plan's shape the line of the task it names first."""
     ids = [task.id for task in tasks]
     for problem in problems:
-        named = re.findall(r"'([^']*)'", problem)
+        named = re.findall(r"'([^']*)'", problem) or re.findall(r"^the tasks (.+?) -> ", problem)
         place = ids.index(named[0]) if named and named[0] in ids else -1
-        line = _line(text, place, "depends_on" if "depends on" in problem else "id") if place >= 0 else 1
+        line = _line(text, place, "depends_on" if " depend" in problem else "id") if place >= 0 else 1
         # Only where a task is said to need another that is not there is the last name a wrong word.
         hint = nearest(named[-1], ids) if problem.endswith("there is no such task") else ""
         yield f"{path}:{line}: {problem}{hint}"
