@@ -82,7 +82,7 @@ NO_LIMITS, NO_OUTPUT, NO_MODEL, NO_TRUST = Limits(), Output(), Model(), Trust()
 
 @app.command
 def run(
-    goal: str = "",
+    goal: str | None = None,
     /,
     *,
     plan: Annotated[Path | None, Parameter(help="Carry out the plan of this file; GOAL may be left out.")] = None,
@@ -112,7 +112,7 @@ def run(
         agent=agent,
         config=None if config is None else str(config),
     )
-    asked = commands.Request(goal, plan, continue_)
+    asked = commands.Request(goal or "", plan, continue_)
     return commands.run(asked, choices, run_id=run_id, output=_output(output), trust=trust.trust)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, RenderableType
@@ -54,6 +54,9 @@ LABEL_STYLES = ("cyan", "magenta", "blue", "green", "bright_cyan", "bright_magen
 
 TAIL = 400
 """Characters of a reply that are kept to show its end while it arrives."""
+
+MOST_AT_WORK = 6
+"""The most tasks whose work the footer names."""
 
 PAUSE = " · Ctrl-C pauses"
 
@@ -159,19 +162,14 @@ class Tree:
             label = f"{label_of(self._tail_of)} " if self._tail_of else ""
             tail = one_line(label + self._tail[-width:], max(10, width - 6))
             grid.add_row(Text(f"│    {tail}", style="dim", no_wrap=True))
-        for scope, said in self._activity.at_work()[:6]:
-            name = self._labels.fit(scope, self._label_width)
-            line = Text.assemble(("│ ", "dim"), (name, self._labels.style(scope)), (f" {said}", "dim"))
-            line.truncate(width - 1, overflow="ellipsis")
+        for line in self._at_work(width):
             grid.add_row(line)
+        doing = self._activity.text(self._ledger.timeline)
         if rows := self._ledger.timeline.current:
             grid.add_row(self._tasks(width))
             done = sum(row.standing in ENDED for row in rows)
             running = sum(row.standing == "running" for row in rows)
-            now = f"{running} running" if running else self._activity.text(self._ledger.timeline)
-            doing = f"{done}/{len(rows)} done · {now}"
-        else:
-            doing = self._activity.text()
+            doing = f"{done}/{len(rows)} done · {f'{running} running' if running else doing}"
         facts = f"{doing} · {self._ledger.line()} · {safe(self._key)}"
         # How to stop is the last to go where the terminal is narrow.
         room = max(10, width - 3 - len(PAUSE))
@@ -180,20 +178,32 @@ class Tree:
         grid.add_row(row)
         return grid
 
+    def _at_work(self, width: int) -> Iterator[Text]:
+        """Yield a line for each task and each piece of delegated work: what it does right now."""
+        at_work = self._activity.at_work()
+        for scope, said in at_work[:MOST_AT_WORK]:
+            name = self._labels.fit(scope, self._label_width)
+            line = Text.assemble(("│ ", "dim"), (name, self._labels.style(scope)), (f" {said}", "dim"))
+            line.truncate(width - 1, overflow="ellipsis")
+            yield line
+        if (more := len(at_work) - MOST_AT_WORK) > 0:
+            yield Text(f"│ … {more} more", style="dim")
+
     def _tasks(self, width: int) -> Text:
         """Return how every task stands; where there is no room, those that have ended are the first to go."""
-        rows = [*self._ledger.timeline.current]
-        while True:
-            line = Text("│ ", style="dim")
-            for row in rows:
-                symbol, style = MARKS[row.standing]
-                line.append(f"{symbol} ", style)
-                line.append(f"{one_line(row.task.id, 20)}  ", "" if row.standing == "running" else "dim")
-            gone = next((row for row in rows if row.standing in ENDED), None)
-            if line.cell_len < width or gone is None:
-                line.truncate(width - 1, overflow="ellipsis")
-                return line
-            rows.remove(gone)
+        rows = self._ledger.timeline.current
+        names = [one_line(row.task.id, 20) for row in rows]
+        room = width - 3 - sum(cell_len(name) + 4 for name in names)
+        line = Text("│ ", style="dim")
+        for row, name in zip(rows, names, strict=True):
+            if room < 0 and row.standing in ENDED:
+                room += cell_len(name) + 4
+                continue
+            symbol, style = MARKS[row.standing]
+            line.append(f"{symbol} ", style)
+            line.append(f"{name}  ", "" if row.standing == "running" else "dim")
+        line.truncate(width - 1, overflow="ellipsis")
+        return line
 
     @property
     def _label_width(self) -> int:
