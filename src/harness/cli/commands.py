@@ -106,7 +106,12 @@ def _run_plan(asked: Request, choices: Choices, *, run_id: str | None, output: O
 
 
 async def _earlier(key: str) -> Found:
-    return await read(await last_finished() if key == "last" else key)
+    found = await read(await last_finished() if key == "last" else key)
+    if found.scope:
+        raise ConfigError(
+            f"--continue {key} names one task: only a whole run is continued, {join_key(found.state.run_id)}"
+        )
+    return found
 
 
 def _as_before(flags: Choices, earlier: RunState) -> Choices:
