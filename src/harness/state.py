@@ -309,6 +309,11 @@ class RunState:
         self.summarizations = 0
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing follows from the journal as it is: the run is over, or has failed and was not reopened."""
+        return self.over is not None or self.failed is not None
+
+    @property
     def plan(self) -> PlanState | None:
         """The plan in force, in a run that has one."""
         root = self.scopes.get("")
@@ -336,7 +341,7 @@ def apply(state: RunState, record: r.Record, at: float) -> None:
 
 
 def _clock(spent: Spent, clock_s: float) -> None:
-    spent.active_s = max(spent.active_s, clock_s)
+    spent.active_s = clock_s if clock_s > spent.active_s else spent.active_s
 
 
 def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
