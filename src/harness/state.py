@@ -341,7 +341,7 @@ def apply(state: RunState, record: r.Record, at: float) -> None:
 
 
 def _clock(spent: Spent, clock_s: float) -> None:
-    spent.active_s = clock_s if clock_s > spent.active_s else spent.active_s
+    spent.active_s = max(spent.active_s, clock_s)
 
 
 def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
