@@ -28,14 +28,14 @@ class Model:
 
 
 plan = Plan(
-    [
+    (
         # These three start at once. An answer below the confidence threshold (0.6) counts as a failure.
         Task("numbers", "analyst", "Sum the numbers up.", on_failure="retry", max_retries=1),
         Task("press", "reader", "Read the press.", on_failure="skip"),  # the report can do without it
         Task("staff", "reader", "Ask the staff.", on_failure="abort"),  # the run cannot
         # It starts when all it depends on has ended, and is given their results.
         Task("report", "analyst", "Write the report.", depends_on=("numbers", "press", "staff")),
-    ],
+    ),
     rationale="three sources, one report",
 )
 runtime = AgentRuntime(llm=Model(), agents=[AgentConfig("analyst"), AgentConfig("reader", allowed_tools=())])
