@@ -107,9 +107,9 @@ class ActiveRun:
         return getattr(self._store, "durable", True)
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing is left to resume."""
-        return self._state.over is not None
+    def ended(self) -> bool:
+        """Whether it came to an end of its own, good or bad: it was not interrupted."""
+        return self._state.ended
 
     @property
     def stopping(self) -> bool:
@@ -187,9 +187,10 @@ class ActiveRun:
 
     async def _release(self) -> None:
         try:
-            await asyncio.shield(self._store.release(self._owner))
-        except asyncio.CancelledError:
-            pass
+            try:
+                await self._store.release(self._owner)
+            except asyncio.CancelledError:  # once more and not later: giving up twice does no harm
+                await self._store.release(self._owner)
         except CheckpointError as error:
             # The run's end is written; its owner is given up when the process ends or the lease is over.
             logger.warning("run %r could not be released: %s", self.run_id, error)

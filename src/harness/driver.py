@@ -39,7 +39,7 @@ from harness.strategies.react import react
 from harness.stream import RunLog
 from harness.watchdog import INFINITY, Watchdog
 
-BREATHE_EVERY = 32
+BREATHE_EVERY = 100
 """Rounds after which the loop lets other tasks run, for models and tools that never wait."""
 
 logger = logging.getLogger("harness")
@@ -162,6 +162,7 @@ class Driver:
             self._stop_beating()
             watchdog.close()
             await self._stop_calls()
+            self.let_go()
 
     def _open(self, opening: Sequence[Record]) -> None:
         for record in opening:
@@ -213,36 +214,37 @@ class Driver:
         """
         state = self.state
         starts: list[Call] = []
-        while self._touched:
-            touched, self._touched = self._touched, {}
+        while touched := self._touched:
+            self._touched = {}
             for path in touched:
                 scope = state.scopes.get(path)
-                if scope is None or not self._is_driven(path):
+                if scope is None or (self._only and not self._is_driven(path)):
                     continue
                 for step in STRATEGIES[scope.strategy](scope, state, self._bench_of(scope).config):
-                    if type(step) is Pause:
+                    if type(step) is LLMStarted or type(step) is ToolStarted:
+                        self._note(step)
+                        starts.append(step)
+                    elif type(step) is Pause:
                         scope.pausing = True
                         starts.append(step)
-                        continue
-                    self._note(step)
-                    if type(step) is LLMStarted or type(step) is ToolStarted:
-                        starts.append(step)
                     else:
-                        self._touched[path] = None
-                        if type(step) is ScopeOpened:
-                            self._touched[step.child] = None
-                        elif type(step) is ScopeClosed:
-                            self._touched[step.scope] = None
-                if self._is_over():
+                        self._note_fact(path, step)
+                if state.ended:
                     self._touched = {}
                     break
         return starts
 
+    def _note_fact(self, path: str, fact: Record) -> None:
+        """Fold a fact that a scope's strategy has stated, and have those it is news to asked again."""
+        self._note(fact)
+        self._touched[path] = None
+        if type(fact) is ScopeOpened:
+            self._touched[fact.child] = None
+        elif type(fact) is ScopeClosed:
+            self._touched[fact.scope] = None
+
     def _is_over(self) -> bool:
-        state = self.state
-        return (
-            state.over is not None or state.failed is not None or (self._only != "" and self._only not in state.scopes)
-        )
+        return self.state.ended or (self._only != "" and self._only not in self.state.scopes)
 
     def _is_driven(self, path: str) -> bool:
         return not self._only or path == self._only or path.startswith(f"{self._only}/")

@@ -58,6 +58,8 @@ async def result_of_run(run: Run) -> RunResult:
     """
     if isinstance(run, OverRun):
         return run.result()
+    if run.task.done() and not run.task.cancelled():
+        return run.task.result()
     try:
         return await asyncio.shield(run.task)
     except asyncio.CancelledError:

@@ -309,6 +309,11 @@ class RunState:
         self.summarizations = 0
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing follows from the journal as it is: the run is over, or has failed and was not reopened."""
+        return self.over is not None or self.failed is not None
+
+    @property
     def plan(self) -> PlanState | None:
         """The plan in force, in a run that has one."""
         root = self.scopes.get("")
@@ -698,7 +703,9 @@ def _reopen(plan: PlanState) -> None:
     plan.replans_base = plan.replans
     plan.no_replan = False
     for task in plan.tasks.values():
-        if task.status == "skipped" or (task.closed is not None and not task.closed.success):
+        closed = task.closed
+        aborted = closed is not None and closed.doubtful and task.task.on_failure == "abort"
+        if task.status == "skipped" or aborted or (closed is not None and not closed.success):
             task.status = "waiting"
             task.attempts = 0
             task.closed = None

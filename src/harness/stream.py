@@ -165,9 +165,8 @@ class RunLog:
 
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
-        entries, run_id = self.entries, self.run_id
-        for record in records:
-            entries.append(Entry(run_id, len(entries) + 1, at, record))
+        run_id, seq = self.run_id, len(self.entries)
+        self.entries += [Entry(run_id, seq := seq + 1, at, record) for record in records]
         for viewer in self._viewers:
             viewer.wake()
 

@@ -68,8 +68,10 @@ class Watchdog:
         self._silence = silence_s
         self._expired = self.seen = False
         if silence_s != INFINITY:
-            self._at = min(hard, now + silence_s)
-            wake = min(hard, now + silence_s / 10)
+            if now + silence_s < hard:
+                self._at = now + silence_s
+            if now + silence_s / 10 < hard:
+                wake = now + silence_s / 10
         if wake < self._wakes_at:
             self._arm(wake)
         return hard

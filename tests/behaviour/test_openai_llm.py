@@ -801,3 +801,13 @@ async def test_text_mode_goes_on_without_a_schema_the_server_refuses() -> None:
         await ask(llm, offering())
         await llm.aclose()
     assert ["response_format" in body for body in server.bodies] == [True, False, False]
+
+
+async def test_a_schema_of_the_caller_s_is_given_up_where_the_server_refuses_it() -> None:
+    refusal = json.dumps({"error": {"message": "response_format is not supported"}}).encode()
+    good = http(events(chunk({"content": '{"answer": "4"}'}), chunk(finish="stop")))
+    asked = LLMRequest("s", [user("u")], response_schema={"type": "object"})
+    async with serving(http(refusal, status=400, kind="application/json"), good) as (server, llm):
+        for _ in range(2):
+            assert (await ask(llm, asked))[1].parts == (Text('{"answer": "4"}'),)
+    assert ["response_format" in body for body in server.bodies] == [True, False, False]

@@ -17,6 +17,7 @@ from harness.llm import CompleteLLM, TextReActLLM, as_llm
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone, TextDelta
 from harness.messages import Image, Message, Reasoning, Text, ToolCall, ToolResult, assistant, user
 from harness.records import FinishReason
+from harness.testing import ScriptedLLM
 from harness.tools.base import ToolSpec
 
 SPEC = {"type": "object", "properties": {"path": {"type": "string", "description": "where"}}, "required": ["path"]}
@@ -565,3 +566,24 @@ async def test_a_complete_that_is_not_async_is_named() -> None:
 
     with pytest.raises(LLMError, match="async def"):
         await ask(as_llm(Plain()))
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ('{"complexity": "simple"}', '{"complexity": "simple"}'),
+        ('{"answer": "4", "confidence": 0.5}', '{"answer": "4", "confidence": 0.5}'),
+        (
+            '{"thought": "t", "action": "finish", "answer": "{\\"complexity\\": \\"simple\\"}"}',
+            '{"complexity": "simple"}',
+        ),
+        ("<think>hm</think>{}", "{}"),
+        ("in words", "in words"),
+    ],
+)
+async def test_a_reply_to_a_schema_of_the_caller_s_is_no_step(said: str, read: str) -> None:
+    llm = TextReActLLM(ScriptedLLM([said]))
+    request = LLMRequest("s", [user("u")], response_schema={"type": "object"})
+    done = [delta async for delta in llm.stream(request)][-1]
+    assert isinstance(done, ResponseDone)
+    assert "".join(part.text for part in done.response.parts if isinstance(part, Text)) == read

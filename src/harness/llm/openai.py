@@ -21,6 +21,7 @@ from harness.llm.base import LLM, LLMDelta, LLMRequest, ResponseDone
 from harness.llm.chat_reply import DONE, Assembly, decode_chunk, events, is_transient
 from harness.llm.chat_request import Wire, chat_body
 from harness.llm.prices import CallUsage, CostFunction, asked_cost, header_cost, listed_cost, whole
+from harness.llm.schema import SchemaLLM
 from harness.llm.text import TextReActLLM
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class OpenAILLM:
             model, _Clients(api_key=api_key, base_url=base_url, timeout_s=request_timeout_seconds), cost_fn
         )
         self._llm: LLM = self._chat if tool_calls == "native" else TextReActLLM(self._chat, parallel_calls=False)
+        # Apart from the others, so that their tokens pass through one generator less.
+        self._schemed: LLM = SchemaLLM(self._chat) if tool_calls == "native" else self._llm
         self.name = model
         self.provider = self._chat.provider
 
@@ -86,7 +89,7 @@ class OpenAILLM:
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make one call and yield its deltas."""
-        return self._llm.stream(request)
+        return (self._llm if request.response_schema is None else self._schemed).stream(request)
 
     async def aclose(self) -> None:
         """Close idle connections. Optional: they are closed with the event loop too."""

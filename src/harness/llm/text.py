@@ -6,26 +6,24 @@ from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
-from harness.errors import ConfigError, LLMHTTPError
+from harness.errors import ConfigError
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone, closing
 from harness.llm.complete import CompleteLLM, Completes
 from harness.llm.replies import holds_tool_call, split_thinking
+from harness.llm.schema import SchemaLLM
 from harness.llm.step import Malformed, Step, parse_step
 from harness.llm.step_prompt import rendered, repeated, step_prompt, step_schema
 from harness.llm.step_view import StepView
 from harness.messages import JSON, Part, Reasoning, Text, ToolCall
 from harness.tools.base import ToolSpec
 
-SCHEMA_REFUSED = frozenset({400, 422, 501})
-SCHEMA_WORDS = ("response_format", "json_schema", "schema", "grammar")
-
 
 class TextReActLLM:
     """Text ReAct over any language model: calls and answers are JSON text that is read only when it is whole.
 
     The model is shown every tool with its full argument schema, and the request carries a JSON schema of the reply
-    for servers that can hold a model to one. A server that refuses the schema is remembered and asked without it.
-    A request without tools is passed on as it is.
+    for servers that can hold a model to one.
+    A request without tools, or with a schema of its own, is passed on as it is.
 
     Args:
         inner: the model.
@@ -39,16 +37,15 @@ class TextReActLLM:
     def __init__(self, inner: LLM, *, parallel_calls: bool = True) -> None:
         self.name = inner.name
         self.provider = inner.provider
-        self._inner = inner
+        self._inner = SchemaLLM(inner)
         self._parallel_calls = parallel_calls
-        self._schema_refused = False
         self._told: _Told | None = None
 
     async def stream(self, request: LLMRequest, /) -> AsyncGenerator[LLMDelta]:
         """Make the call and yield its deltas: the thought as reasoning, the answer as text."""
         told = self._tell(request) if request.tools else None
         view = StepView() if told else None
-        async with closing(self._ask(_asked(request, told))) as stream:
+        async with closing(self._inner.stream(_asked(request, told))) as stream:
             async for delta in stream:
                 if isinstance(delta, ResponseDone):
                     yield ResponseDone(self._read(request, delta.response))
@@ -70,22 +67,6 @@ class TextReActLLM:
             told = msgspec.structs.replace(told, schema=step_schema(others, **options))
         return told
 
-    async def _ask(self, request: LLMRequest) -> AsyncGenerator[LLMDelta]:
-        """Ask with the schema; once more without it where the server refuses it."""
-        if request.response_schema is not None and not self._schema_refused:
-            try:
-                async with closing(self._inner.stream(request)) as stream:
-                    async for delta in stream:
-                        yield delta
-                return
-            except LLMHTTPError as error:
-                if error.status not in SCHEMA_REFUSED or not any(word in str(error) for word in SCHEMA_WORDS):
-                    raise
-                self._schema_refused = True
-        async with closing(self._inner.stream(msgspec.structs.replace(request, response_schema=None))) as stream:
-            async for delta in stream:
-                yield delta
-
     def _read(self, request: LLMRequest, reply: LLMResponse) -> LLMResponse:
         """Read a whole reply as a step."""
         if reply.malformed or reply.finish not in ("stop", "tool_calls"):
@@ -94,6 +75,8 @@ class TextReActLLM:
         thinking, text = split_thinking(text)
         thoughts = [part for part in reply.parts if isinstance(part, Reasoning)]
         thoughts += [Reasoning(thinking)] if thinking else []
+        if request.response_schema is not None:
+            return msgspec.structs.replace(reply, parts=(*thoughts, *_said(_unwrapped(text))))
         if not request.tools and not _is_step(text):
             return msgspec.structs.replace(reply, parts=(*thoughts, *_said(text))) if thinking else reply
         try:
@@ -129,6 +112,14 @@ def _is_step(text: str) -> bool:
         return bool(parse_step(text))
     except Malformed:
         return False
+
+
+def _unwrapped(text: str) -> str:
+    """Take the text out of a step that gives it as its answer: a model of one's own may speak steps only."""
+    try:
+        return parse_step(text).answer or text
+    except Malformed:
+        return text
 
 
 def _said(text: str) -> tuple[Text, ...]:

@@ -9,6 +9,7 @@ A model is asked once for each; an answer that cannot be used means the simple w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -18,21 +19,23 @@ from harness.state import RunState, ScopeState
 from harness.strategies import prompts
 from harness.strategies.base import RunConfig, Step, ask, fail_run, shares
 
+T = TypeVar("T")
+
 
 def dispatch(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     """Find out whether the goal needs one agent or several."""
     if scope.phase == "replied":
-        return [_classified(said(scope))]
+        return [_classified(scope)]
     if len(config.team) == 1:
         return [Dispatched("simple", "routed", "there is one agent")]
     return _ask(scope, run, config, "classify", "the classifier")
 
 
-def _classified(text: str) -> Dispatched:
+def _classified(scope: ScopeState) -> Dispatched:
     try:
-        reply = prompts.read(text, prompts.Classified)
+        reply = read_reply(scope, prompts.Classified)
     except prompts.Unreadable:
-        reply = prompts.Classified(text.strip().strip("\"'.").lower())
+        reply = prompts.Classified(_word(scope))
     if reply.complexity.strip().lower() == "complex":
         return Dispatched("complex", "orchestrated", reply.rationale)
     if reply.complexity.strip().lower() == "simple":
@@ -43,7 +46,7 @@ def _classified(text: str) -> Dispatched:
 def route(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     """Choose the agent; the scope is that agent's afterwards."""
     if scope.phase == "replied":
-        return [_chosen(scope, config, said(scope))]
+        return [_chosen(scope, config)]
     if len(config.team) == 1:
         return [_routed(scope, config, next(iter(config.team)), "there is one agent")]
     return _ask(scope, run, config, "route", "the router")
@@ -56,11 +59,11 @@ def pick(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     return route(scope, run, config)
 
 
-def _chosen(scope: ScopeState, config: RunConfig, text: str) -> Routed:
+def _chosen(scope: ScopeState, config: RunConfig) -> Routed:
     try:
-        reply = prompts.read(text, prompts.Chosen)
+        reply = read_reply(scope, prompts.Chosen)
     except prompts.Unreadable:
-        reply = prompts.Chosen(text.strip().strip("\"'."))
+        reply = prompts.Chosen(_word(scope))
     if reply.agent_id in config.team:
         return _routed(scope, config, reply.agent_id, reply.rationale)
     first = next(iter(config.team))
@@ -79,7 +82,25 @@ def _ask(scope: ScopeState, run: RunState, config: RunConfig, purpose: LLMPurpos
     return todo
 
 
-def said(scope: ScopeState) -> str:
-    """Return the text of the last reply."""
-    assert scope.reply is not None  # the phase is only entered by a reply
-    return "".join(part.text for part in scope.reply.parts if isinstance(part, Text))
+def _word(scope: ScopeState) -> str:
+    """Return a reply that is a single word, as weak models give it, without what stands around it."""
+    return _said(scope).strip().strip("\"'.")
+
+
+def read_reply(scope: ScopeState, form: type[T]) -> T:
+    """Read the last reply.
+
+    Raises:
+        Unreadable: it has not the form that was asked for, or was cut.
+    """
+    reply = scope.reply
+    assert reply is not None  # the phase is only entered by a reply
+    if reply.finish == "length":
+        raise prompts.Unreadable("it was cut at the output limit; reply again, much shorter")
+    if reply.malformed or reply.finish in ("content_filter", "error"):
+        raise prompts.Unreadable(reply.malformed or "the model did not finish it")
+    return prompts.read(_said(scope), form)
+
+
+def _said(scope: ScopeState) -> str:
+    return "".join(part.text for part in scope.reply.parts if isinstance(part, Text)) if scope.reply else ""

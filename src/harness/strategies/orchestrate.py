@@ -31,7 +31,7 @@ from harness.records import (
 from harness.state import PlanState, RunState, ScopeState, TaskState
 from harness.strategies import prompts
 from harness.strategies.base import RunConfig, Step, ask, fail_run, out_of_budget, shares
-from harness.strategies.dispatch import said
+from harness.strategies.dispatch import read_reply
 from harness.strategies.tasks import (
     LOST,
     USED,
@@ -136,7 +136,7 @@ def _ask_planner(scope: ScopeState, run: RunState, config: RunConfig) -> Sequenc
 def _read_plan(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     plan = scope.plan
     try:
-        reply = prompts.read(said(scope), prompts.PlanReply)
+        reply = read_reply(scope, prompts.PlanReply)
         if plan is not None:
             return _replanned(scope, config, plan, reply)
         _check(reply.tasks, config, ())
@@ -210,7 +210,7 @@ def _synthesise(
 
 def _read_synthesis(scope: ScopeState, plan: PlanState, config: RunConfig) -> Step:
     try:
-        reply = prompts.read(said(scope), prompts.Brought)
+        reply = read_reply(scope, prompts.Brought)
     except prompts.Unreadable as error:
         if scope.reply_errors >= MAX_SYNTHESIS_ERRORS:
             return _joined(scope, plan, verdicts(plan, config.limits))

@@ -1,0 +1,47 @@
+"""A reply's JSON schema, for servers that can hold a model to one; those that cannot are asked without it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import msgspec
+
+from harness.errors import LLMHTTPError
+from harness.llm.base import LLM, LLMDelta, LLMRequest, closing
+
+SCHEMA_REFUSED = frozenset({400, 422, 501})
+SCHEMA_WORDS = ("response_format", "json_schema", "schema", "grammar")
+
+
+class SchemaLLM:
+    """Passes requests on; one whose schema is refused is sent once more without it, and so are all that follow.
+
+    Args:
+        inner: the model.
+
+    >>> from harness.testing import ScriptedLLM
+    >>> SchemaLLM(ScriptedLLM(["{}"])).name
+    'scripted'
+    """
+
+    def __init__(self, inner: LLM) -> None:
+        self.name = inner.name
+        self.provider = inner.provider
+        self._inner = inner
+        self._refused = False
+
+    async def stream(self, request: LLMRequest, /) -> AsyncGenerator[LLMDelta]:
+        """Make the call and yield its deltas."""
+        if request.response_schema is not None and not self._refused:
+            try:
+                async with closing(self._inner.stream(request)) as stream:
+                    async for delta in stream:
+                        yield delta
+                return
+            except LLMHTTPError as error:
+                if error.status not in SCHEMA_REFUSED or not any(word in str(error) for word in SCHEMA_WORDS):
+                    raise
+                self._refused = True
+        async with closing(self._inner.stream(msgspec.structs.replace(request, response_schema=None))) as stream:
+            async for delta in stream:
+                yield delta
