@@ -20,6 +20,9 @@ from typing import NamedTuple
 import pyte
 import pytest
 
+from harness.cli.activity import Activity
+from harness.events import Action, Observation, TaskDone, TaskStarted
+
 HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
 
 CONFIG = """
@@ -284,7 +287,7 @@ def test_json_lines_say_where_each_event_belongs(model: Model, command: Command)
     started = {str(event["scope"]): event for event in events if event["type"] == "TASK_STARTED"}
     inner = "logs/1/sre/delegate/1.0/writer"
     assert (started[inner]["parent"], started[inner]["agent_id"]) == ("logs/1/sre", "writer")
-    assert started["report/1/writer"]["parent"] == ""
+    assert started["report/1/writer"]["parent"] is None
     assert (events[0]["scope"], events[-1]["type"], events[-1]["scope"]) == ("", "DONE", "")
     assert events_of(command("show", "j", "--json")) == events
     assert {event["scope"] for event in events_of(command("show", "j:logs:sre", "--json"))} == {"logs/1/sre", inner}
@@ -698,3 +701,18 @@ def test_what_a_plan_says_cannot_reach_the_terminal_raw(model: Model, command: C
         terminal = Terminal(*words, width=140)
         assert terminal.end() == 0
         assert terminal.text.count(r"\x1b]0;owned\x07\u202e\u200b") >= 5, terminal.text
+
+
+def test_the_footer_keeps_the_tools_of_each_task_apart() -> None:
+    activity = Activity()
+    at = ("r", "sre", 1, 0.0)
+    for scope in ("a/1/sre", "b/1/sre", "a/1/sre/delegate/1.0/writer"):
+        activity.follow(TaskStarted(*at, scope, task_id="", attempt=1, instruction=""))
+        activity.follow(Action(*at, scope, step=1, tool="read_file", args={}))
+    activity.follow(Observation(*at, "b/1/sre", step=1, tool="read_file", observation=""))
+    assert activity.at_work() == [
+        ("b/1/sre", "asking the model"),
+        ("a/1/sre/delegate/1.0/writer", "running read_file"),  # its parent waits for it
+    ]
+    activity.follow(TaskDone(*at, "a/1/sre/delegate/1.0/writer", answer="", confidence=1.0, steps=1))
+    assert activity.at_work() == [("a/1/sre", "running read_file"), ("b/1/sre", "asking the model")]

@@ -148,7 +148,8 @@ def _start(
     from harness.cli.driving import drive
 
     check_state_folder()
-    header = Header(goal or (plan.rationale if plan is not None else "") or "a plan", wired.facts, wired.notes)
+    told = goal if plan is None else goal or plan.rationale or f"a plan of {count(len(plan.tasks), 'task')}"
+    header = Header(told, wired.facts, wired.notes)
     ledger = Ledger(run_id or "", wired.limits)
     runtime, tokens = wired.runtime, output.tokens
 

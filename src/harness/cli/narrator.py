@@ -69,7 +69,7 @@ def label_of(scope: str) -> str:
     """
     place = place_of(scope)
     if place.depth:
-        return f"{label_of(place.parent)}>{safe(place.agent_id)}"
+        return f"{label_of(place.parent or '')}>{safe(place.agent_id)}"
     return f"{safe(place.task_id)}·{safe(place.agent_id)}" if scope else ""
 
 
@@ -204,7 +204,7 @@ class Narrator:
 
     def _instruction(self, event: TaskStarted) -> str:
         """Return what was planned; what the agent is told besides are results that were shown."""
-        tasks = self._plan.tasks if self._plan is not None and not event.parent else ()
+        tasks = self._plan.tasks if self._plan is not None and event.parent is None else ()
         return next((task.instruction for task in tasks if task.id == event.task_id), event.instruction)
 
     def _task_done(self, event: TaskDone) -> Iterable[Line]:

@@ -159,7 +159,8 @@ class Timeline:
     def reopened(self, _record: Reopened) -> None:
         """What was not done gets another chance."""
         for row in self._current.values():
-            if row.standing in ("failed", "skipped"):
+            aborted = row.standing == "doubtful" and row.task.on_failure == "abort"
+            if aborted or row.standing in ("failed", "skipped"):
                 row.standing, row.reason = "waiting", ""
 
     def used(self, record: LLMFinished | LLMFailed) -> None:
