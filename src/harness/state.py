@@ -393,6 +393,10 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     scope = state.scopes[record.scope]
     plan = _plan_of(scope)
     kept = {task_id: plan.tasks[task_id] for task_id in record.kept}
+    for task in kept.values():  # what a kept one did without is gone, and its id may be another's now
+        needs = tuple(need for need in task.task.depends_on if need in kept)
+        if needs != task.task.depends_on:
+            task.task = msgspec.structs.replace(task.task, depends_on=needs)
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
     plan.rationale = record.rationale
     plan.replans = record.count
