@@ -691,7 +691,7 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
         scope.reply_errors = 0
         scope.stale = 0
         scope.compaction_failed = False
-        if scope.phase in ("refused", "replied"):
+        if scope.phase == "refused":
             scope.phase = "model"
         if scope.plan is not None:
             _reopen(scope.plan)
