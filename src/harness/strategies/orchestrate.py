@@ -17,7 +17,7 @@ import msgspec
 from harness.budget import exceeded
 from harness.errors import PlanError
 from harness.keys import task_scope
-from harness.plan import Task, problems
+from harness.plan import MAX_TASKS, Task, problems
 from harness.records import (
     LLMFailed,
     Noted,
@@ -167,6 +167,8 @@ def _check(tasks: Sequence[Task], config: RunConfig, kept: Sequence[str]) -> Non
     most = config.limits.max_plan_tasks
     if len(tasks) > most:
         found.append(f"it has {len(tasks)} tasks, and may have {most} at most")
+    if kept and len(kept) + len(tasks) > MAX_TASKS:
+        found.append(f"with the {len(kept)} tasks that stay it has more than the {MAX_TASKS} a plan may have")
     if found:
         raise PlanError(found)
 
