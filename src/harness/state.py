@@ -84,6 +84,7 @@ class PlanState(msgspec.Struct, eq=False):
         replans: how often what remained was replaced.
         replans_base: that number when the run was reopened; limits count from here.
         no_replan: the planner could not be had.
+        told: the tasks that had ended when the planner was last asked.
         synthesis: the results, brought together.
     """
 
@@ -94,6 +95,7 @@ class PlanState(msgspec.Struct, eq=False):
     replans: int = 0
     replans_base: int = 0
     no_replan: bool = False
+    told: frozenset[str] = frozenset()
     synthesis: r.Synthesised | None = None
 
 
@@ -474,6 +476,8 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
         scope.failures = 0
     state.ledger.llm_calls += 1
     state.in_flight += 1
+    if record.purpose == "plan" and scope.plan is not None:
+        scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
 
 def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:

@@ -176,8 +176,14 @@ def _check(tasks: Sequence[Task], config: RunConfig, kept: Sequence[str]) -> Non
 def _replanned(scope: ScopeState, config: RunConfig, plan: PlanState, reply: prompts.PlanReply) -> Replanned:
     """Put a planner's tasks in the place of what remains. What is done or at work stays."""
     found = verdicts(plan, config.limits)
-    trigger = next((task_id for task_id, status in found.items() if status == "replan"), "")
-    kept = [task_id for task_id, status in found.items() if status in USED or status in ("running", "retry")]
+    # A task that has failed since the planner was asked was at work as far as it knows: it stays until it is told.
+    unseen = {task_id for task_id, status in found.items() if status == "replan" and task_id not in plan.told}
+    trigger = next((task_id for task_id, status in found.items() if status == "replan" and task_id not in unseen), "")
+    kept = [
+        task_id
+        for task_id, status in found.items()
+        if status in USED or status in ("running", "retry") or task_id in unseen
+    ]
     tasks = merge(plan, kept, reply.tasks)
     _check(tasks, config, kept)
     return Replanned(
