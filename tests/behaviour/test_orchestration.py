@@ -33,6 +33,7 @@ from harness import (
     delegate,
     tool,
 )
+from harness.checkpoint.base import Owner
 from harness.events import (
     Dispatched,
     Done,
@@ -47,8 +48,8 @@ from harness.events import (
 )
 from harness.llm.base import LLMRequest, LLMResponse
 from harness.messages import Part, Text, ToolCall, ToolResult
-from harness.records import RunFailed, ScopeOpened, ToolFinished, ToolStarted
-from harness.testing import RecordingTool, Reply, ScriptedLLM, call
+from harness.records import LLMStarted, Record, RunFailed, ScopeOpened, ToolFinished, ToolStarted
+from harness.testing import CrashingStore, RecordingTool, Reply, ScriptedLLM, call
 
 Script: TypeAlias = Mapping[str, Sequence[Reply]]
 
@@ -1127,6 +1128,32 @@ async def test_a_task_that_fails_while_the_planner_writes_is_not_dropped_unseen(
         "first": "better",
         "other": "better",
     }
+
+
+async def test_a_planner_is_told_what_was_known_when_it_was_asked(tmp_path: Path) -> None:
+    """A task fails while the start of the planner's call is being written down."""
+    writing = asyncio.Event()
+
+    class Slow(CrashingStore):
+        async def append(self, run_id: str, expected_seq: int, records: Sequence[Record], /, *, owner: Owner) -> float:
+            at = await super().append(run_id, expected_seq, records, owner=owner)
+            if any(isinstance(record, LLMStarted) and record.purpose == "plan" for record in records):
+                writing.set()
+                await asyncio.sleep(0.01)
+            return at
+
+    def anew(request: LLMRequest) -> Reply:
+        failed = ["first", "other"] if "because of 'other'" in asked(request) else ["first"]
+        return plan_of(*({"id": task_id, "agent_id": "b", "instruction": "Better"} for task_id in failed))
+
+    planner = ScriptedLLM(anew)
+    model = Gated({"First": [REFUSED], "Other": [REFUSED], "Better": ["better"]}, {"Other": writing})
+    plan = Plan((Task("first", "a", "First"), Task("other", "a", "Other")))
+    result = await wire(Slow(MemoryCheckpointStore()), model, sites={"planner": planner}).run_plan(plan)
+    assert isinstance(result, Finished)
+    assert "other (a), running" in asked(planner.requests[0])
+    assert "other (a), replan" in asked(planner.requests[1])
+    assert {id_: task.answer for id_, task in result.task_results.items()} == {"first": "better", "other": "better"}
 
 
 @pytest.mark.parametrize("later", range(5))
