@@ -184,7 +184,7 @@ class Driver:
         rounds = 0
         while True:
             starts = self._decide()
-            if not starts and not self._tasks and not self._is_over():
+            if not starts and not (self._tasks and self.state.in_flight) and not self._is_over():
                 self._touch_all()  # what waited for others' calls to end is not touched by its own
                 starts = self._decide()
             if self._pending and (not self._shares_commits or self._is_commit_due()):
