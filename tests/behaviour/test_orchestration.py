@@ -415,6 +415,37 @@ async def test_abort_waits_for_a_once_tool_of_another_task(store: CheckpointStor
     assert sum(isinstance(entry.record, ToolStarted) for entry in again.trace) == 1
 
 
+@pytest.mark.parametrize("end", ["abort", "budget"])
+async def test_the_end_of_a_run_does_not_wait_for_a_pause_before_another_attempt(
+    store: CheckpointStore, end: str
+) -> None:
+    inside, release = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="once")
+    async def pay() -> str:
+        """Pay."""
+        inside.set()
+        await release.wait()
+        return "paid"
+
+    def choose(request: LLMRequest) -> Reply:
+        match asked(request)[:4]:
+            case "Busy":
+                return LLMError("overloaded", transient=True, retry_after_s=60)
+            case "Pay.":
+                return call("pay")
+        asyncio.get_running_loop().call_later(0.01, release.set)
+        return REFUSED if end == "abort" else saying("done", cost=2_000_000)
+
+    model = Gated(choose, {"Stop": inside})
+    tasks = (Task("b", "a", "Busy"), Task("p", "a", "Pay."), Task("s", "b", "Stop", on_failure="abort"))
+    begun = asyncio.get_running_loop().time()
+    result = await wire(store, model, tools=[pay]).run_plan(Plan(tasks))
+    assert asyncio.get_running_loop().time() - begun < 5
+    assert isinstance(result, Failed)
+    assert result.reason == ("task" if end == "abort" else "budget")
+
+
 # -- words on the run --------------------------------------------------------------------------------------------------
 
 
