@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -48,7 +49,7 @@ from harness.events import (
 )
 from harness.llm.base import LLMRequest, LLMResponse
 from harness.messages import Part, Text, ToolCall, ToolResult
-from harness.records import LLMStarted, Record, RunFailed, ScopeOpened, ToolFinished, ToolStarted
+from harness.records import LLMFinished, LLMStarted, Record, RunFailed, ScopeOpened, ToolFinished, ToolStarted
 from harness.testing import CrashingStore, RecordingTool, Reply, ScriptedLLM, call
 
 Script: TypeAlias = Mapping[str, Sequence[Reply]]
@@ -1231,3 +1232,78 @@ async def test_a_large_plan_may_be_replanned_up_to_the_most_tasks_there_may_be(s
     runtime = wire(store, model, sites={"planner": ScriptedLLM(lambda _: next(replies))}, max_plan_tasks=400)
     seen = await events_of(runtime.run_stream("Much."))
     assert isinstance(seen[-1], Done)
+
+
+# -- stopped again and again -------------------------------------------------------------------------------------------
+
+
+def any_work(seed: int) -> tuple[Callable[[LLMRequest], Reply], Callable[[LLMRequest], Reply]]:
+    """Make the agents' model and the planner's of a seed: tasks fail, doubt and delegate."""
+
+    def chance(request: LLMRequest) -> random.Random:
+        return random.Random(f"{seed} {asked(request)}")
+
+    def work(request: LLMRequest) -> Reply:
+        luck = chance(request)
+        fate, helps = luck.random(), luck.random()
+        if steps(request) == 0:
+            return [call("once", what=fate), call("again", what=fate)]
+        if steps(request) == 1 and helps < 0.3 and any(spec.delegate_to for spec in request.tools):
+            return call("delegate_to_b", task=f"Help with {fate}")
+        if fate < 0.2:
+            return REFUSED
+        return saying(f"found {fate}", confidence=0.2 if fate < 0.3 else 0.9)
+
+    def plan(request: LLMRequest) -> Reply:
+        luck = random.Random(f"{seed} {len(asked(request))}")
+        ids = [f"t{n}" for n in range(luck.randint(2, 6))]
+        tasks = [
+            {
+                "id": task_id,
+                "agent_id": luck.choice("ab"),
+                "instruction": f"Do {luck.random()}",
+                "depends_on": [need for need in ids[:place] if luck.random() < 0.3],
+                "on_failure": luck.choice(["retry", "skip", "replan", "replan"]),
+            }
+            for place, task_id in enumerate(ids)
+        ]
+        return plan_of(*tasks)
+
+    return work, plan
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_run_that_is_stopped_again_and_again_reaches_its_end(
+    store: CheckpointStore, tmp_path: Path, seed: int
+) -> None:
+    work, plan = any_work(seed)
+    luck = random.Random(seed)
+    log = tmp_path / "effects.log"
+    tools = [
+        RecordingTool("once", log, effect="once", delay_s=0.001),
+        RecordingTool("again", log, effect="idempotent", delay_s=0.001),
+        delegate("b"),
+    ]
+    agents = [AgentConfig("a", max_parallel_tasks=2), AgentConfig("b", allowed_tools=("once", "again"))]
+    alive = asyncio.all_tasks()
+    result: RunResult | None = None
+    for life in range(30):
+        sites = {"planner": ScriptedLLM(plan, delay_s=0.001), "synthesiser": ScriptedLLM([BROUGHT], delay_s=0.001)}
+        runtime = wire(store, ScriptedLLM(work, delay_s=0.001), agents=agents, tools=tools, sites=sites)
+        run = asyncio.create_task(runtime.run("Do it.", run_id="r"))
+        done, _ = await asyncio.wait({run}, timeout=20 if life == 29 else luck.uniform(0, 0.03))
+        if done:
+            result = run.result()
+            break
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        assert asyncio.all_tasks() == alive
+    assert isinstance(result, Finished), result
+    keys = [key for _, key, _ in tools[0].effects()]  # type: ignore[union-attr]
+    assert len(keys) == len({*keys}), "no once tool ran twice"
+    answered = [
+        (entry.record.scope, entry.record.step, entry.record.purpose)
+        for entry in result.trace
+        if isinstance(entry.record, LLMFinished)
+    ]
+    assert len(answered) == len({*answered}), "no recorded call was paid again"
