@@ -185,7 +185,7 @@ class Driver:
         rounds = 0
         while True:
             starts = self._decide()
-            if not starts and not self._tasks and not self._is_over():
+            if not starts and not (self._tasks and self.state.in_flight) and not self._is_over():
                 self._touch_all()  # what waited for others' calls to end is not touched by its own
                 starts = self._decide()
             if self._pending and (not self._shares_commits or self._is_commit_due()):
@@ -247,7 +247,10 @@ class Driver:
         return self.state.ended or (self._only != "" and self._only not in self.state.scopes)
 
     def _is_driven(self, path: str) -> bool:
-        return not self._only or path == self._only or path.startswith(f"{self._only}/")
+        # A run that is to be aborted is ended by its root, whatever was to be driven.
+        return (
+            not self._only or self.state.aborted != "" or path == self._only or path.startswith(f"{self._only}/")
+        )  # fmt: skip
 
     def _touch_all(self) -> None:
         self._touched = dict.fromkeys(self.state.scopes)

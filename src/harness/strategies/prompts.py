@@ -22,6 +22,9 @@ from harness.strategies.tasks import LOST, USED, Verdict, verdicts, what_went_wr
 MAX_SHOWN_CHARS = 4_000
 """Characters of one earlier answer a planner, a router or a classifier is shown."""
 
+MAX_ERROR_CHARS = 500
+"""Characters of what is wrong with a reply."""
+
 T = TypeVar("T")
 
 
@@ -113,7 +116,7 @@ def _plan_so_far(scope: ScopeState, config: RunConfig) -> str:
     plan = scope.plan
     if plan is None:
         return text
-    found = verdicts(plan, config.limits)
+    found = _as_asked(scope, plan, verdicts(plan, config.limits))
     stays = [task_id for task_id in plan.tasks if found[task_id] in USED or found[task_id] in ("running", "retry")]
     lines = ["", "", "This plan was being carried out:"]
     lines += [_line(plan.tasks[task_id], found[task_id]) for task_id in plan.tasks]
@@ -130,11 +133,21 @@ def _plan_so_far(scope: ScopeState, config: RunConfig) -> str:
     return text + "\n".join(lines)
 
 
+def _as_asked(scope: ScopeState, plan: PlanState, found: dict[str, Verdict]) -> dict[str, Verdict]:
+    """Show what a planner that was asked already is told: what has ended since is at work as far as it knows."""
+    if scope.llm is None:
+        return found
+    return {
+        task_id: "running" if plan.tasks[task_id].status == "ended" and task_id not in plan.told else status
+        for task_id, status in found.items()
+    }
+
+
 def _line(task: TaskState, status: Verdict) -> str:
     line = f"- {task.task.id} ({task.task.agent_id}), {status}: {working_memory.cap(task.task.instruction, 500)}"
     if status in LOST or status == "replan":
         line += f"\n  what went wrong: {what_went_wrong(task)}"
-    if task.closed is not None and task.closed.answer:
+    if task.closed is not None and task.closed.answer and status != "running":
         line += f"\n  answer: {working_memory.cap(task.closed.answer, MAX_SHOWN_CHARS)}"
     return line
 
@@ -268,4 +281,5 @@ def read(text: str, form: type[T]) -> T:
     try:
         return msgspec.json.decode(unfence(text), type=form)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise Unreadable(f"it is not one JSON object of the form that was asked for ({error})") from None
+        detail = working_memory.cap(str(error), MAX_ERROR_CHARS)  # it may quote the reply
+        raise Unreadable(f"it is not one JSON object of the form that was asked for ({detail})") from None
