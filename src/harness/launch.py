@@ -104,6 +104,8 @@ class Launcher:
             return await self.resume(key, None, announce=True)
         if run_id == "":
             raise ConfigError("run_id must not be empty; leave it out for one of ours")
+        if not isinstance(start.goal, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise ConfigError(f"a goal must be a text, not {start.goal!r}")
         wiring = self._wirings.of(start.agent_id)  # wrong wiring is found before anything is written
         keeps = start.agent_id == COORDINATOR or wiring.agent.checkpoint_every > 0
         store = self._stores.durable if keeps and start.strategy != "pick" else self._stores.memory
@@ -153,6 +155,8 @@ class Launcher:
 
     async def resolve(self, key: str) -> tuple[str, ...]:
         """Take a key apart; an id of the caller's own may be given as it is, unescaped."""
+        if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise ConfigError(f"a key must be a text, not {key!r}")
         parts = split_key(key)
         if parts != (key,):
             async for _ in self._stores.durable.read(key):

@@ -67,6 +67,14 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     rationale: str = ""
 
     def __post_init__(self) -> None:
+        wrong = [f"tasks must be Task objects, not {task!r}" for task in self.tasks if not isinstance(task, Task)]  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        wrong += [
+            f"depends_on of task {task.id!r} must be a list of ids, not the text {task.depends_on!r}"
+            for task in self.tasks
+            if not wrong and isinstance(task.depends_on, str)  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+        ]
+        if wrong:
+            raise PlanError(wrong)
         # People write lists; whatever is a sequence of names is taken.
         tasks = tuple(msgspec.structs.replace(task, depends_on=tuple(task.depends_on)) for task in self.tasks)
         msgspec.structs.force_setattr(self, "tasks", tasks)
@@ -100,6 +108,10 @@ def problems(tasks: Sequence[Task], *, known: Iterable[str] = ()) -> tuple[str, 
 
 
 def _problems_of(task: Task, valid: set[str]) -> Iterable[str]:
+    for name in ("id", "agent_id", "instruction"):
+        if not isinstance(getattr(task, name), str):
+            yield f"{name} of task {task.id!r} must be a text, not {getattr(task, name)!r}"
+            return
     if not task.id or len(task.id) > MAX_ID_CHARS or not task.id.isprintable():
         yield f"a task's id must be 1 to {MAX_ID_CHARS} printable characters, not {task.id[: MAX_ID_CHARS + 1]!r}"
     if not task.instruction.strip():

@@ -336,6 +336,8 @@ class AgentRuntime:
     # -- what they have in common ---------------------------------------------------------------
 
     def _planned(self, plan: Plan, goal: str) -> Start:
+        if not isinstance(plan, Plan):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise ConfigError(f"run_plan() takes a Plan, not {type(plan).__name__}: Plan([Task(...), ...])")
         known = self.agent_registry.all_ids()
         unknown = [
             f"task {task.id!r} is for an unknown agent {task.agent_id!r}{nearest(task.agent_id, known)}"

@@ -14,11 +14,13 @@ import pytest
 from harness import (
     AgentConfig,
     AgentRuntime,
+    ConfigError,
     Failed,
     FileCheckpointStore,
     Finished,
     MemoryCheckpointStore,
     Plan,
+    PlanError,
     RunResult,
     SQLiteCheckpointStore,
     Task,
@@ -263,3 +265,20 @@ async def test_odd_plans_that_can_be_carried_out_are(odd: str, kind: str, tmp_pa
     check_journal(events.result)
     assert [entry.record async for entry in store.read("r")] == [entry.record for entry in events.result.trace]
     await store.close()
+
+
+def test_untyped_callers_are_told_what_is_wrong() -> None:
+    for wrong in (["a"], [Task("a", "x", 5)], [Task("b", "x", "do", depends_on="a"), Task("a", "x", "do")]):  # type: ignore[arg-type]
+        with pytest.raises(PlanError):
+            Plan(wrong)  # type: ignore[arg-type]
+
+
+async def test_untyped_goals_plans_and_keys_are_told_what_is_wrong() -> None:
+    runtime = AgentRuntime(llm=ScriptedLLM(["x"]), agents=[AgentConfig("x")], checkpoint_store=MemoryCheckpointStore())
+    for call in (
+        lambda: runtime.dispatch(None),  # type: ignore[arg-type]
+        lambda: runtime.run_plan([Task("a", "x", "do")]),  # type: ignore[arg-type]
+        lambda: runtime.resume(None),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(ConfigError):
+            await call()
