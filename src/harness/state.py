@@ -34,7 +34,11 @@ class CallState(msgspec.Struct, eq=False, gc=False):
         attempt: how often it was started.
         effect: the strictest effect it was ever started with.
         copied: that was in the run this one is a fork of.
-        may_run: its reconcile said that the lost start had no effect.
+        may_run: its reconcile, or a person, said that it may run though it was started before.
+        asked: how often a person was asked about it.
+        request: the question that stands, or was answered last.
+        answer: its answer, once there is one.
+        asking: somebody is being asked in this process (never journaled).
         child: the scope it was delegated to; empty for a tool.
         closed: how that ended.
         result: its outcome, once there is one.
@@ -48,9 +52,24 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     effect: r.Effect = "read"
     copied: bool = False
     may_run: bool = False
+    asked: int = 0
+    request: r.ApprovalRequested | None = None
+    answer: r.ApprovalResolved | None = None
+    asking: bool = False
     child: str = ""
     closed: r.ScopeClosed | None = None
     result: r.ToolFinished | None = None
+
+    @property
+    def arguments(self) -> str:
+        """The arguments it runs with: the model's, or those a person has put in their place."""
+        answer = self.answer
+        return self.call.arguments if answer is None or answer.decision != "edit" else answer.arguments
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a person is still to answer."""
+        return self.request is not None and self.answer is None and self.result is None
 
 
 class TaskState(msgspec.Struct, eq=False):
@@ -108,6 +127,8 @@ class ScopeState:
         history: the conversation that comes before the goal; None where there is none.
         share: its key in the run's shares.
         plan: the plan in force, in a scope that has one.
+        guidance: what a person has said that the model was not told yet.
+        asked, request, answer, asking: a question about the scope's plan, as for a call.
         exchange: what was said since the model was last asked for a word on the run: replies that could not be used.
         messages: what the model is shown, after the system prompt. Append-only between compactions.
         tokens: estimated tokens of ``messages``, one number for each.
@@ -127,6 +148,7 @@ class ScopeState:
         calls: the current step's tool calls, by position.
         open_calls: how many of them have no result.
         reply: the last reply.
+        reply_at: when it came, seconds since the epoch.
         reply_errors: replies in a row that could not be used.
         seen: every (tool, arguments, result) so far.
         stale: steps in a row that brought nothing new.
@@ -138,6 +160,9 @@ class ScopeState:
 
     __slots__ = (
         "agent_id",
+        "answer",
+        "asked",
+        "asking",
         "calibration",
         "calls",
         "compaction_failed",
@@ -145,6 +170,7 @@ class ScopeState:
         "failure",
         "failures",
         "goal",
+        "guidance",
         "history",
         "last_text",
         "llm",
@@ -159,7 +185,9 @@ class ScopeState:
         "place",
         "plan",
         "reply",
+        "reply_at",
         "reply_errors",
+        "request",
         "scope",
         "seen",
         "share",
@@ -181,6 +209,11 @@ class ScopeState:
         self.history: r.Continued | None = None
         self.plan: PlanState | None = None
         self.exchange: list[Message] = []
+        self.guidance: list[tuple[str, int]] = []
+        self.asked = 0
+        self.request: r.ApprovalRequested | None = None
+        self.answer: r.ApprovalResolved | None = None
+        self.asking = False
         self.begin(goal, tokens, agent_id=agent_id, strategy=strategy)
 
     def begin(self, goal: str, tokens: int, *, agent_id: str, strategy: r.StrategyName) -> None:
@@ -210,6 +243,7 @@ class ScopeState:
         self.calls: list[CallState] = []
         self.open_calls = 0
         self.reply: r.LLMFinished | None = None
+        self.reply_at = 0.0
         self.reply_errors = 0
         self.seen: set[tuple[str, str, str]] = set()
         self.stale = 0
@@ -258,6 +292,12 @@ class RunState:
         ledger: the one of these two that the next record counts in.
         shares: what was used, by call site, agent and task; what a fork's copied records had used is left out.
         in_flight: calls that were started in this epoch and have no outcome.
+        questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
+        allowed: for each scope of "allow for this session", the question and the answer it comes from.
+        uses: calls that each rule has allowed.
+        commands: ids of the mailbox's commands that were taken.
+        audit: the last link of the audit chain.
+        parked: why nobody drives the run, until somebody does.
         aborted: the task whose failure the run cannot go on after; empty for none.
         steps: steps of all scopes.
         over: the final record, if the run is over for good.
@@ -268,6 +308,9 @@ class RunState:
     __slots__ = (
         "aborted",
         "agents",
+        "allowed",
+        "audit",
+        "commands",
         "copied",
         "epoch",
         "failed",
@@ -276,7 +319,9 @@ class RunState:
         "inherited",
         "ledger",
         "over",
+        "parked",
         "process",
+        "questions",
         "run_id",
         "scopes",
         "seq",
@@ -285,6 +330,7 @@ class RunState:
         "started",
         "steps",
         "summarizations",
+        "uses",
     )
 
     def __init__(self, run_id: str) -> None:
@@ -302,6 +348,12 @@ class RunState:
         self.ledger = self.spent
         self.shares: dict[tuple[r.Site, str, str], Usage] = {}
         self.in_flight = 0
+        self.questions: dict[str, tuple[str, int]] = {}
+        self.allowed: dict[str, tuple[r.ApprovalRequested, r.ApprovalResolved]] = {}
+        self.uses: dict[str, int] = {}
+        self.commands: set[str] = set()
+        self.audit = ""
+        self.parked: r.RunParked | None = None
         self.aborted = ""
         self.steps = 0
         self.over: r.RunFinished | r.RunCancelled | None = None
@@ -310,8 +362,8 @@ class RunState:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing follows from the journal as it is: the run is over, or has failed and was not reopened."""
-        return self.over is not None or self.failed is not None
+        """Whether nothing follows from the journal as it is: the run is over, has failed or waits for a person."""
+        return self.over is not None or self.failed is not None or self.parked is not None
 
     @property
     def plan(self) -> PlanState | None:
@@ -365,9 +417,12 @@ def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> Non
     state.epoch = record.epoch
     state.process = record.process
     state.in_flight = 0
+    state.parked = None
     for scope in state.scopes.values():
         scope.llm = None
-        scope.pausing = scope.waited = False
+        scope.pausing = scope.waited = scope.asking = False
+        for call in scope.calls:
+            call.asking = False
 
 
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
@@ -482,6 +537,8 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     _llm_ended(state, scope)
     scope.failure = record
     scope.failures += 1
+    if scope.guidance and scope.strategy == "react":
+        _guide(scope)
     if record.purpose == "compaction" and not record.transient:
         scope.compaction_failed = True
     spent = state.ledger
@@ -490,7 +547,7 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
         _charge(state, scope, record.purpose, record.usage)
 
 
-def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
+def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     scope = state.scopes[record.scope]
     started = _llm_ended(state, scope)
     scope.failure = None
@@ -506,6 +563,7 @@ def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
         return
     scope.step = record.step
     scope.reply = record
+    scope.reply_at = at
     if record.purpose != "step":
         scope.phase = "replied"
         return
@@ -567,6 +625,8 @@ def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
     else:
         scope.say(Message("assistant", record.parts), record.tokens)
         scope.phase = "answered"
+        if scope.guidance:  # a person has spoken meanwhile: what looks like the end is not
+            _guide(scope)
 
 
 def _summary_part(summary: str) -> Text:
@@ -607,9 +667,13 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     call.attempt = record.attempt
     call.copied = state.ledger is state.inherited
     call.may_run = False
+    if call.request is not None and call.request.kind == "in_doubt":
+        call.request = call.answer = None  # that yes was for this start; a start that is lost again is asked about anew
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect
     state.ledger.tool_calls += 1
+    if record.rule:
+        state.uses[record.rule] = state.uses.get(record.rule, 0) + 1
 
 
 def _tool_not_done(state: RunState, record: r.ToolNotDone, _at: float) -> None:
@@ -656,6 +720,80 @@ def _step_done(scope: ScopeState) -> None:
     scope.calls = []
     scope.noted = False
     scope.phase = "model"
+    _guide(scope)
+
+
+def _guide(scope: ScopeState) -> None:
+    """Tell the model what a person has said. It is never summarised away."""
+    for text, tokens in scope.guidance:
+        scope.say(user(f"Human guidance: {text}", pinned=True), tokens)
+        scope.phase = "model"
+    scope.guidance = []
+
+
+def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    asked = _about(scope, record)
+    asked.asked += 1
+    asked.request = record
+    asked.answer = None
+    asked.asking = False
+    state.questions[record.approval_id] = (record.scope, record.index)
+
+
+def _about(scope: ScopeState, record: r.ApprovalRequested | r.ApprovalVoided) -> CallState | ScopeState:
+    return scope.calls[record.index] if record.index >= 0 else scope
+
+
+def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    asked = scope.calls[record.index] if record.index >= 0 else scope
+    asked.answer = record
+    asked.asking = False
+    state.questions.pop(record.approval_id, None)
+    if record.command_id:
+        state.commands.add(record.command_id)
+    request = asked.request
+    if request is None:
+        return
+    if record.decision == "session":
+        for covered in request.session:
+            state.allowed[covered] = (request, record)
+    elif record.decision == "steer" and request.kind == "tool":
+        scope.guidance.append((record.text, record.tokens))
+
+
+def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> None:
+    asked = _about(state.scopes[record.scope], record)
+    asked.request = None
+    asked.answer = None
+    asked.asking = False
+    state.questions.pop(record.approval_id, None)
+    state.allowed = {scope: by for scope, by in state.allowed.items() if by[0].approval_id != record.approval_id}
+
+
+def _guided(state: RunState, record: r.Guided, _at: float) -> None:
+    if record.command_id:
+        state.commands.add(record.command_id)
+    for path in record.scopes:
+        scope = state.scopes.get(path)
+        if scope is None:
+            continue
+        scope.guidance.append((record.text, record.tokens))
+        if scope.strategy == "react" and scope.phase in ("model", "answered", "bad_reply") and scope.llm is None:
+            _guide(scope)
+
+
+def _command_refused(state: RunState, record: r.CommandRefused, _at: float) -> None:
+    state.commands.add(record.command_id)
+
+
+def _audited(state: RunState, record: r.Audited, _at: float) -> None:
+    state.audit = record.mac
+
+
+def _run_parked(state: RunState, record: r.RunParked, _at: float) -> None:
+    state.parked = record
 
 
 def _noted(state: RunState, record: r.Noted, _at: float) -> None:
@@ -672,10 +810,13 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
         scope.say(user(record.text), record.tokens)
         scope.noted = True
         scope.phase = "model"
+        _guide(scope)
 
 
 def _run_over(state: RunState, record: r.RunFinished | r.RunCancelled, _at: float) -> None:
     state.over = record
+    if isinstance(record, r.RunCancelled) and record.command_id:
+        state.commands.add(record.command_id)
 
 
 def _run_failed(state: RunState, record: r.RunFailed, _at: float) -> None:
@@ -731,6 +872,13 @@ _APPLY = cast(
         r.ToolNotDone: _tool_not_done,
         r.ToolFinished: _tool_finished,
         r.Noted: _noted,
+        r.ApprovalRequested: _approval_requested,
+        r.ApprovalResolved: _approval_resolved,
+        r.ApprovalVoided: _approval_voided,
+        r.Guided: _guided,
+        r.CommandRefused: _command_refused,
+        r.Audited: _audited,
+        r.RunParked: _run_parked,
         r.Dropped: _dropped,
         r.RunFinished: _run_over,
         r.RunCancelled: _run_over,

@@ -8,6 +8,7 @@ from typing import TypeAlias, final
 import msgspec
 
 from harness.agent import AgentConfig
+from harness.approval import Gate, Seal
 from harness.budget import GuardrailConfig, exceeded
 from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed, Share
 from harness.state import RunState, ScopeState
@@ -39,6 +40,12 @@ class RunConfig(msgspec.Struct, frozen=True):
         overhead_tokens: estimated tokens of the system prompt and the tools' schemas.
         count: estimates the tokens of a text.
         team: the agents that work may be given to, by id.
+        gate: decides which calls may run, are forbidden or asked about; None lets all run.
+        seal: checks answers.
+        definitions: a digest of each tool's definition, by name.
+        human: whether a person can be asked about more than the gate asks: calls in doubt.
+        ask_plan: whether a plan waits for a person's yes.
+        answer_within_s: seconds a question stands; None for ever.
     """
 
     agent: AgentConfig
@@ -47,6 +54,12 @@ class RunConfig(msgspec.Struct, frozen=True):
     overhead_tokens: int = 0
     count: TokenCounter = chars_over_four
     team: Mapping[str, Member] = {}
+    gate: Gate | None = None
+    seal: Seal | None = None
+    definitions: Mapping[str, str] = {}
+    human: bool = False
+    ask_plan: bool = False
+    answer_within_s: float | None = None
 
 
 @final
@@ -62,8 +75,23 @@ class Pause(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Step: TypeAlias = Record | Pause
-"""What a strategy may ask for: a fact to write down, a call to start (its Started record), or a pause."""
+@final
+class Ask(msgspec.Struct, frozen=True):
+    """Have a person answer a question that stands. Never journaled: the next process asks again.
+
+    Attributes:
+        scope: the scope it is about.
+        index: the position of the call; -1 for a plan.
+        approval_id: the question.
+    """
+
+    scope: str
+    index: int
+    approval_id: str
+
+
+Step: TypeAlias = Record | Pause | Ask
+"""What a strategy may ask for: a fact to write down, a call to start (its Started record), a pause, a question."""
 
 Strategy: TypeAlias = Callable[[ScopeState, RunState, RunConfig], Sequence[Step]]
 """Pure and total. An empty answer means that the scope waits for what is in flight."""

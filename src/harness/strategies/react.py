@@ -7,7 +7,6 @@ Everything here reads what was folded and compares numbers; nothing awaits, writ
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 
 import msgspec
@@ -31,7 +30,8 @@ from harness.records import (
 )
 from harness.state import CallState, RunState, ScopeState
 from harness.strategies.base import Pause, RunConfig, Step, fail_scope, out_of_budget, parent_of, shares
-from harness.tools.base import task_of
+from harness.strategies.gate import Passed, gate, in_doubt, unknown, unknown_outcome
+from harness.tools.base import ToolSpec, task_of
 
 
 def react(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
@@ -118,7 +118,9 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     if waiting and (over := wall_is_over(run.spent, config.limits)):
         return out_of_budget(run, over)
     for index in waiting:
-        step = _next_for(scope, config, index, scope.calls[index])
+        step = _next_for(scope, run, config, index)
+        if step is None:
+            continue
         if type(step) is ToolStarted or type(step) is ScopeOpened:
             if in_flight >= config.agent.max_parallel_tools:
                 break
@@ -131,21 +133,18 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     return todo
 
 
-def _next_for(
-    scope: ScopeState, config: RunConfig, index: int, call: CallState
-) -> ToolStarted | ToolFinished | ScopeOpened:
+def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int) -> Step | None:
     """Start a call; settle one that an older driver started by the stricter of its recorded and current effect."""
+    call = scope.calls[index]
     name = call.call.name
     spec = config.tools.get(name)
     clock_s = 0.0
     if call.closed is not None:
         return _delegated(scope, config, index, call.call.name, call.closed)
-    if spec is not None and spec.delegate_to:
-        return _delegate(scope, config, index, call, spec.delegate_to)
     if spec is None:
         text = f"unknown tool {name!r}; the tools are: {', '.join(config.tools) or 'none'}"
         if call.attempt and call.effect == "once":
-            text = _unknown_outcome(call)
+            text = unknown_outcome(call)
         status = "unknown" if call.attempt else "invalid"
         return ToolFinished(scope.step, index, name, status, text, clock_s, scope.scope, tokens=config.count(text))
     effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
@@ -155,9 +154,30 @@ def _next_for(
     if call.attempt and in_doubt and not call.may_run:
         if spec.reconciles and not call.copied:
             return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
-        text = _unknown_outcome(call)
-        return ToolFinished(scope.step, index, name, "unknown", text, clock_s, scope.scope, tokens=config.count(text))
-    return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt + 1)
+        return _in_doubt(scope, run, config, index, spec)
+    passed = Passed() if config.gate is None and call.request is None else gate(scope, run, config, index, spec)
+    if not isinstance(passed, Passed):
+        return passed
+    if spec.delegate_to:
+        return _delegate(scope, config, index, call, spec.delegate_to)
+    return _start(scope, index, call, spec, passed)
+
+
+def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Step | None:
+    """Settle a call whose outcome is lost: a person says what to do where one can be asked, else the model is told."""
+    call = scope.calls[index]
+    asked = call.request is not None and call.request.kind == "in_doubt"
+    if not asked and (not config.human or call.copied):
+        return unknown(scope, config, index)
+    outcome = in_doubt(scope, run, config, index, spec)
+    return _start(scope, index, call, spec, outcome) if isinstance(outcome, Passed) else outcome
+
+
+def _start(scope: ScopeState, index: int, call: CallState, spec: ToolSpec, passed: Passed) -> ToolStarted:
+    effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
+    return ToolStarted(
+        scope.step, index, spec.name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rule
+    )  # fmt: skip
 
 
 def _delegate(
@@ -185,14 +205,6 @@ def _delegated(scope: ScopeState, config: RunConfig, index: int, name: str, clos
     text = working_memory.cap(text, config.agent.max_result_chars)
     status = "ok" if closed.success else "error"
     return ToolFinished(scope.step, index, name, status, text, 0.0, scope.scope, tokens=config.count(text))
-
-
-def _unknown_outcome(call: CallState) -> str:
-    at = datetime.datetime.fromtimestamp(call.started_at, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return (
-        f"{call.call.name} was started at {at} and its outcome is unknown: it was interrupted and may or may not have "
-        "had its effect. It was not run again. Find out what happened before you call it again."
-    )
 
 
 def _stricter(recorded: Effect, current: Effect) -> Effect:
