@@ -107,9 +107,9 @@ class ActiveRun:
         return getattr(self._store, "durable", True)
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing is left to resume."""
-        return self._state.over is not None
+    def ended(self) -> bool:
+        """Whether it came to an end of its own, good or bad: it was not interrupted."""
+        return self._state.ended
 
     @property
     def stopping(self) -> bool:

@@ -77,8 +77,8 @@ class BusEvent(msgspec.Struct, frozen=True, gc=False):
     scope: str = ""
 
     @property
-    def parent(self) -> str:
-        """The scope of the agent that delegated this piece of work; empty where none did."""
+    def parent(self) -> str | None:
+        """The scope of the agent that delegated this piece of work (the root's is empty); None where none did."""
         return place_of(self.scope).parent
 
     @property

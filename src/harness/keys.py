@@ -54,13 +54,13 @@ class Place(NamedTuple):
     Attributes:
         agent_id: the agent at work in it; empty for the root, whose agent the path does not tell.
         task_id: the task it belongs to; empty outside of a plan.
-        parent: the path of the scope that delegated it; empty where none did.
+        parent: the path of the scope that delegated it (the root's is empty); None where none did.
         depth: how many delegations it is below its task, or below the root.
     """
 
     agent_id: str = ""
     task_id: str = ""
-    parent: str = ""
+    parent: str | None = None
     depth: int = 0
 
 
@@ -77,7 +77,7 @@ def place_of(scope: str) -> Place:
     # The attempt at a task is a whole number, the place of a delegating call has a dot.
     task_id = "" if "." in words[1] else unquote(words[0])
     depth = (len(words) - (3 if task_id else 0)) // 3
-    return Place(unquote(words[-1]), task_id, "/".join(words[:-3]) if depth else "", depth)
+    return Place(unquote(words[-1]), task_id, "/".join(words[:-3]) if depth else None, depth)
 
 
 def split_key(key: str) -> tuple[str, ...]:

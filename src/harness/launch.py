@@ -261,7 +261,7 @@ class Launcher:
         if before is not None:
             opening.append(before)
         if start.plan is not None:
-            opening.append(Planned(start.plan.tasks, start.plan.rationale))
+            opening.append(Planned(tuple(start.plan.tasks), start.plan.rationale))
         return opening
 
     def _again(self, state: RunState, started: RunStarted, *, strict: bool | None, announce: bool) -> list[Record]:
@@ -334,7 +334,7 @@ class Stores:
 
 def hint(run: ActiveRun) -> None:
     """Say how to go on, where a checkpoint exists that survives this process."""
-    if run.exists and run.survives and not run.finished:
+    if run.exists and run.survives and not run.ended:
         first = run.log.entries[0].record
         origin = first.origin if isinstance(first, RunStarted) else None
         host.hint_interrupted(run.label, run.key, origin)
@@ -364,7 +364,7 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
     )  # fmt: skip
     if same and start.plan is not None:
         planned = next((entry.record for entry in entries if isinstance(entry.record, Planned)), None)
-        same = planned is not None and planned.tasks == start.plan.tasks
+        same = planned is not None and planned.tasks == tuple(start.plan.tasks)
     if not same:
         raise RunIdTaken(f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it")
 

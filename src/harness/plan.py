@@ -63,7 +63,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     't2'
     """
 
-    tasks: tuple[Task, ...]
+    tasks: Sequence[Task]
     rationale: str = ""
 
     def __post_init__(self) -> None:

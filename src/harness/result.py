@@ -136,7 +136,7 @@ def result_of(state: RunState, trace: Sequence[Entry]) -> Finished | Failed | Ca
         return result
     result = replace(result, shares=final.shares)
     if isinstance(final, RunFailed):
-        return result
+        return replace(result, task_results={task.task_id: task for task in _so_far(state)})
     return replace(
         result,
         task_results={task.task_id: task for task in final.tasks},
@@ -144,6 +144,17 @@ def result_of(state: RunState, trace: Sequence[Entry]) -> Finished | Failed | Ca
         unknowns=final.unknowns,
         replan_count=final.replan_count,
     )
+
+
+def _so_far(state: RunState) -> Iterator[TaskResult]:
+    """Yield how the tasks of a plan stand that have ended in a run that has failed."""
+    for task_id, task in state.plan.tasks.items() if state.plan is not None else ():
+        closed, agent_id = task.closed, task.task.agent_id
+        if closed is not None and closed.success:
+            status = "doubtful" if closed.doubtful else "done"
+            yield TaskResult(task_id, agent_id, status, closed.answer, closed.confidence, task.attempts)
+        elif closed is not None:
+            yield TaskResult(task_id, agent_id, "failed", closed.answer, 0.0, task.attempts, closed.error)
 
 
 def result_of_task(state: RunState, scope: str, trace: Sequence[Entry]) -> Finished | Failed | None:

@@ -844,7 +844,9 @@ def _reopen(plan: PlanState) -> None:
     plan.replans_base = plan.replans
     plan.no_replan = False
     for task in plan.tasks.values():
-        if task.status == "skipped" or (task.closed is not None and not task.closed.success):
+        closed = task.closed
+        aborted = closed is not None and closed.doubtful and task.task.on_failure == "abort"
+        if task.status == "skipped" or aborted or (closed is not None and not closed.success):
             task.status = "waiting"
             task.attempts = 0
             task.closed = None

@@ -133,7 +133,7 @@ def fail_scope(scope: ScopeState, run: RunState, reason: FailureReason, error: s
 
 def parent_of(scope: ScopeState) -> str:
     """Return the path of the scope that opened this one: the delegating agent's, or the plan's."""
-    return scope.place.parent
+    return scope.place.parent or ""
 
 
 def ask(
