@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
 
 from harness.messages import JSON
-from harness.records import ApprovalRequested, ApprovalResolved, DecisionName, Effect
+from harness.records import (
+    ApprovalRequested,
+    ApprovalResolved,
+    ApprovalVoided,
+    Audited,
+    DecisionName,
+    Effect,
+    Record,
+    ToolFinished,
+    encode,
+)
 
 
 class Approve(msgspec.Struct, frozen=True, tag=True):
@@ -185,6 +195,36 @@ class Seal:
             expires_at=request.expires_at,
         )
         return hmac.compare_digest(expected, answer.mac)
+
+
+AUDITED: frozenset[type[Record]] = frozenset({ApprovalResolved, ApprovalVoided, ToolFinished})
+"""What has a link in the audit chain, where anything is gated: every decision, and every effect."""
+
+
+def audited(record: Record) -> str:
+    """Digest a record for the audit chain."""
+    return hashlib.sha256(encode([record])).hexdigest()
+
+
+def broken_links(records: Sequence[Record], seal: Seal) -> list[str]:
+    """Say where the audit chain of a journal is broken: a record was changed, added or left out.
+
+    The records must be those of one run, from the first. What was cut off at the end cannot be seen.
+    """
+    found: list[str] = []
+    head, before = "", None
+    for seq, record in enumerate(records, 1):
+        if isinstance(record, Audited):
+            what = audited(before) if before is not None and type(before) in AUDITED else ""
+            if record.what != what:
+                found.append(f"record {seq} vouches for another record than the one before it")
+            if not hmac.compare_digest(record.mac, seal.mac(f"{head}{record.what}".encode())):
+                found.append(f"record {seq} is not signed with this key, or the chain before it was changed")
+            head = record.mac
+        elif before is not None and head and type(before) in AUDITED and not isinstance(before, Audited):
+            found.append(f"record {seq - 1} ({type(before).__name__}) has no link in the chain")
+        before = record
+    return found
 
 
 def name_of(decision: Decision) -> tuple[DecisionName, str, str]:

@@ -12,11 +12,20 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeAlias
 
+import msgspec
+
+from harness.approval import AUDITED, Seal, audited
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
-from harness.perform import Workbench, admit, call_llm, call_tool
+from harness.hitl.base import Approver
+from harness.inbox import open_questions, question_of, record_of
+from harness.mailbox import Cancel, Mail
+from harness.perform import Workbench, admit, ask_person, call_llm, call_tool, invalid_edit
 from harness.records import (
     VERSION,
+    ApprovalRequested,
+    ApprovalResolved,
+    Audited,
     DriverStarted,
     LLMFailed,
     LLMFinished,
@@ -25,6 +34,7 @@ from harness.records import (
     RunCancelled,
     RunFailed,
     RunFinished,
+    RunParked,
     ScopeClosed,
     ScopeOpened,
     StrategyName,
@@ -32,7 +42,7 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import RunState, ScopeState, apply
-from harness.strategies.base import Pause, Strategy
+from harness.strategies.base import Ask, Pause, Strategy
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -53,8 +63,17 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 }
 
 
-Call: TypeAlias = LLMStarted | ToolStarted | Pause
+MAIL_EVERY_S = 1.0
+MAIL_EVERY_WHEN_ASKED_S = 0.2
+"""Seconds between two looks into the mailbox: of a run at work, and of one that a person is to answer."""
+
+Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
 """What is performed; everything else a strategy asks for is only written down."""
+
+CLOSE_PROMPT_S = 1.0
+"""Seconds a prompt may take to close when its question was answered elsewhere."""
+
+_URGENT = (DriverStarted, ScopeClosed, RunFinished, RunFailed, RunCancelled, RunParked, ApprovalRequested, ApprovalResolved)
 
 
 class Driver:
@@ -71,6 +90,8 @@ class Driver:
         wall_s: seconds the run may be driven, over all epochs.
         commit_every: steps that may share a commit while nothing but models and ``read`` tools is at work.
         only: drive this scope and those below it, until it is closed; empty for the whole run.
+        approver: who is asked; None where nobody is here.
+        seal: signs answers given here, and the audit chain; None where nothing is gated.
         abandoned: calls of the epoch before did not stop when they were cancelled.
 
     Attributes:
@@ -91,6 +112,8 @@ class Driver:
         wall_s: float | None,
         commit_every: int = 1,
         only: str = "",
+        approver: Approver | None = None,
+        seal: Seal | None = None,
         abandoned: bool = False,
     ) -> None:
         self.state = state
@@ -101,6 +124,8 @@ class Driver:
         self._benches: dict[str, Workbench] = {}
         self._touched: dict[str, None] = {}  # scopes whose strategy is to be asked, in order
         self._only = only
+        self._approver = approver
+        self._seal = seal
         self._abandoned = abandoned
         self._loop = asyncio.get_running_loop()
         self.free: asyncio.Future[None] = self._loop.create_future()
@@ -119,6 +144,12 @@ class Driver:
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._lost: OwnershipLost | None = None
+        self._mail: list[Mail] = []
+        self._taken: list[str] = []
+        self._mail_timer: asyncio.TimerHandle | None = None
+        self._mail_task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancel: Mail | None = None
         self._wall_end = INFINITY if wall_s is None else self._loop.time() + max(0.0, wall_s - state.spent.active_s)
 
     def _bench_of(self, scope: ScopeState) -> Workbench:
@@ -147,9 +178,13 @@ class Driver:
             CheckpointError: the journal could not be written; what was written stays valid.
         """
         watchdog = Watchdog(self.let_go)
-        self._beat_later(asyncio.current_task())
+        self._task = asyncio.current_task()
+        self._beat_later()
         try:
             self._open(opening)
+            if self.state.epoch > 1:
+                await self._fetch_mail()
+            self._look_later()
             await self._loop_until_over(watchdog)
         except (OwnershipLost, GeneratorExit):
             raise  # nothing more may be written, or there is no event loop left to write on
@@ -157,9 +192,11 @@ class Driver:
             if self._lost is not None:
                 raise self._lost from None
             await self._save_what_is_ready()
-            raise
+            if not await self._is_ended_by_command():
+                raise
         finally:
             self._stop_beating()
+            self._stop_looking()
             watchdog.close()
             await self._stop_calls()
             self.let_go()
@@ -180,14 +217,21 @@ class Driver:
         state = self.state
         if state.started is None:
             raise InternalError(f"run {state.run_id!r} has no beginning")
-        task = asyncio.current_task()
+        task = self._task
         assert task is not None
         rounds = 0
         while True:
+            if self._mail:
+                await self._take_mail()
             starts = self._decide()
             if not starts and not self._tasks and not self._is_over():
                 self._touch_all()  # what waited for others' calls to end is not touched by its own
                 starts = self._decide()
+                if not starts and not self._is_over() and open_questions(state):
+                    if await self._fetch_mail():
+                        continue
+                    waiting = tuple(state.questions)
+                    self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
             if self._pending and (not self._shares_commits or self._is_commit_due()):
                 await self._commit(starts)
             if self._is_over():
@@ -227,6 +271,9 @@ class Driver:
                     elif type(step) is Pause:
                         scope.pausing = True
                         starts.append(step)
+                    elif type(step) is Ask:
+                        (scope if step.index < 0 else scope.calls[step.index]).asking = True
+                        starts.append(step)
                     else:
                         self._note_fact(path, step)
                 if state.ended:
@@ -258,6 +305,9 @@ class Driver:
         apply(self.state, record, time.time())
         if self._shares_commits:
             self._note_urgency(record)
+        if self._seal is not None and type(record) in AUDITED:
+            what = audited(record)
+            self._note(Audited(what, self._seal.mac(f"{self.state.audit}{what}".encode())))
 
     def _note_urgency(self, record: Record) -> None:
         """Note what decides whether the next commit may wait for another step."""
@@ -268,7 +318,7 @@ class Driver:
         elif isinstance(record, ToolFinished):
             spec = self._bench_of(self.state.scopes[record.scope]).config.tools.get(record.tool)
             self._urgent = self._urgent or spec is None or spec.effect != "read"
-        elif isinstance(record, (DriverStarted, ScopeClosed, RunFinished, RunFailed, RunCancelled)):
+        elif isinstance(record, _URGENT):
             self._urgent = True
 
     def _note_outcome(self, scope_path: str, record: Record | None) -> None:
@@ -302,6 +352,12 @@ class Driver:
             raise
         self._durable_seq += len(records)
         self._log.publish(records, at)
+        if self._taken:
+            taken, self._taken = self._taken, []
+            try:
+                await self._store.discard_mail(self.state.run_id, taken)
+            except CheckpointError as error:  # they are known by their ids and not taken again
+                logger.warning("run %r: its mailbox could not be emptied: %s", self.state.run_id, error)
 
     def _perform(self, step: Call, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
@@ -310,7 +366,9 @@ class Driver:
             return call_llm(self._bench_of(scope), scope, step, watchdog)
         if type(step) is ToolStarted:
             return call_tool(self._bench_of(scope), scope, step, watchdog)
-        assert type(step) is Pause  # the last of the three
+        if type(step) is Ask:
+            return self._ask(step)
+        assert type(step) is Pause  # the last of the four
         return self._pause(step)
 
     async def _pause(self, step: Pause) -> None:
@@ -340,13 +398,18 @@ class Driver:
         if not self._tasks:
             raise InternalError(f"run {self.state.run_id!r} at record {self.state.seq} has nothing to do and no end")
         if not self._arrived:
+            began = time.monotonic()
             self._wake = self._loop.create_future()
             try:
                 await self._wake
             finally:
                 self._wake = None
+                if all(type(call) is Ask for call in self._tasks.values()):
+                    self._do_not_count(time.monotonic() - began)
         arrived, self._arrived = self._arrived, []
         for task in arrived:
+            if task not in self._tasks:
+                continue  # its question was answered elsewhere
             outcome = task.result()  # what it raises ends the driver, which saves the tasks that are still listed
             self._note_outcome(self._tasks.pop(task).scope, outcome)
 
@@ -405,26 +468,122 @@ class Driver:
         if not self.free.done():
             self.free.set_result(None)
 
-    def _beat_later(self, driver: asyncio.Task[None] | None) -> None:
+    # -- people ---------------------------------------------------------------------------------
+
+    async def _ask(self, step: Ask) -> Record | None:
+        request = question_of(self.state, step.approval_id)
+        if request is None or self._seal is None:
+            return None
+        scope = self.state.scopes[step.scope]
+        return await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
+
+    def _do_not_count(self, seconds: float) -> None:
+        """Leave out a time in which every branch of the run waited for a person."""
+        self._active_since += seconds
+        self._wall_end += seconds
+        for bench in self._benches.values():
+            bench.wall_end = self._wall_end
+
+    def _look_later(self) -> None:
+        asked = any(type(call) is Ask for call in self._tasks.values())
+        after_s = MAIL_EVERY_WHEN_ASKED_S if asked else MAIL_EVERY_S
+        self._mail_timer = self._loop.call_later(after_s, self._begin_look)
+
+    def _begin_look(self) -> None:
+        self._mail_task = self._loop.create_task(self._look())
+
+    def look_now(self) -> None:
+        """Look into the mailbox at once: somebody in this process has put something there."""
+        if self._mail_timer is not None and (self._mail_task is None or self._mail_task.done()):
+            self._mail_timer.cancel()
+            self._begin_look()
+
+    async def _look(self) -> None:
+        """Fetch what is in the mailbox; wake the loop, or stop it where the run is to end."""
+        try:
+            found = await self._fetch_mail()
+        except CheckpointError as error:
+            logger.warning("run %r: its mailbox could not be read: %s", self.state.run_id, error)
+            found = False
+        self._cancel = next((mail for mail in self._mail if isinstance(mail.command, Cancel)), None)
+        if self._cancel is not None and self._task is not None:
+            self._task.cancel()
+            return
+        if found and self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        self._look_later()
+
+    def _stop_looking(self) -> None:
+        if self._mail_timer is not None:
+            self._mail_timer.cancel()
+        if self._mail_task is not None:
+            self._mail_task.cancel()
+
+    async def _fetch_mail(self) -> bool:
+        """Fetch commands that were not taken yet. Returns whether there are any."""
+        known = {mail.id for mail in self._mail}.union(self.state.commands)
+        self._mail += [mail for mail in await self._store.inbox(self.state.run_id) if mail.id not in known]
+        return bool(self._mail)
+
+    async def _take_mail(self) -> None:
+        """Write down what the commands that were fetched come to; close the prompts of questions they answer."""
+        letters, self._mail = self._mail, []
+        for mail in letters:
+            record = record_of(mail, self.state, self._count, self._seal, self._invalid_edit)
+            self._taken.append(mail.id)
+            if record is None:
+                continue
+            if type(record) is ApprovalResolved:
+                await self._close_prompt(record.approval_id)
+            self._note(record)
+            self._touch_all()
+
+    async def _close_prompt(self, approval_id: str) -> None:
+        for task, call in list(self._tasks.items()):
+            if type(call) is Ask and call.approval_id == approval_id:
+                del self._tasks[task]
+                task.cancel()
+                await asyncio.wait({task}, timeout=CLOSE_PROMPT_S)
+
+    def _count(self, text: str) -> int:
+        return self._bench_of(self.state.scopes[""]).config.count(text)
+
+    def _invalid_edit(self, request: ApprovalRequested, arguments: str) -> str:
+        return invalid_edit(self._bench_of(self.state.scopes[request.scope]), request, arguments)
+
+    async def _is_ended_by_command(self) -> bool:
+        """Write down that somebody has ended the run, where that is what stopped the driver."""
+        if self._cancel is None or self._task is None or self._task.uncancel() > 0:
+            return False
+        record = record_of(self._cancel, self.state, self._count, self._seal, self._invalid_edit)
+        if record is not None:
+            self._taken.append(self._cancel.id)
+            self._note(record)
+            await self._commit()
+        return True
+
+    # -- ownership ------------------------------------------------------------------------------
+
+    def _beat_later(self) -> None:
         # A timer and not a task that sleeps: most runs are over before the first beat.
-        self._beat = self._loop.call_later(self._lease_s / 3, self._begin_beat, driver)
+        self._beat = self._loop.call_later(self._lease_s / 3, self._begin_beat)
 
-    def _begin_beat(self, driver: asyncio.Task[None] | None) -> None:
-        self._renewal = self._loop.create_task(self._keep_lease(driver))
+    def _begin_beat(self) -> None:
+        self._renewal = self._loop.create_task(self._keep_lease())
 
-    async def _keep_lease(self, driver: asyncio.Task[None] | None) -> None:
+    async def _keep_lease(self) -> None:
         """Renew the lease; stop the driver where it was lost."""
         try:
             await self._renew()
         except OwnershipLost as error:
             self._lost = error
-            if driver is not None:
-                driver.cancel()
+            if self._task is not None:
+                self._task.cancel()
             return
         except CheckpointError as error:
             # A store that is busy now may not be at the next beat; every append checks the owner anyway.
             logger.warning("run %r: its lease could not be renewed: %s", self.state.run_id, error)
-        self._beat_later(driver)
+        self._beat_later()
 
     def _stop_beating(self) -> None:
         if self._beat is not None:

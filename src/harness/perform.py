@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,13 +20,20 @@ import msgspec
 
 from harness import working_memory
 from harness.agent import AgentConfig
+from harness.approval import Decision, Seal, name_of
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
-from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
+from harness.errors import LLMError, LLMRefused, MalformedResponse, PlanError, ToolError
+from harness.hitl.base import ApprovalRequest, Approver
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
-from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
+from harness.keys import join_key
+from harness.messages import JSON, Image, Part, Reasoning, Text, ToolCall, user
+from harness.plan import Plan, Task
 from harness.records import (
+    ApprovalRequested,
+    ApprovalResolved,
     Cut,
+    DecisionName,
     FinishReason,
     LLMFailed,
     LLMFinished,
@@ -276,7 +284,7 @@ def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
     refused: list[ToolFinished] = []
     for index, call in enumerate(scope.calls):
         try:
-            args = _validated(bench, call.call)
+            args = _validated(bench, call.call.name, call.call.arguments)
         except InvalidArguments as error:
             refused.append(_finished(bench, scope, index, call, "invalid", str(error)))
         else:
@@ -284,13 +292,13 @@ def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
     return refused
 
 
-def _validated(bench: Workbench, call: ToolCall) -> Mapping[str, object]:
-    tool = bench.tools.get(call.name)
+def _validated(bench: Workbench, name: str, arguments: str) -> Mapping[str, object]:
+    tool = bench.tools.get(name)
     if tool is None:
         known = ", ".join(bench.tools) or "none"
-        raise InvalidArguments(f"unknown tool {call.name!r}; the tools are: {known}")
+        raise InvalidArguments(f"unknown tool {name!r}; the tools are: {known}")
     try:
-        return tool.validate(call.arguments)
+        return tool.validate(arguments)
     except InvalidArguments:
         raise
     except Exception as error:
@@ -306,8 +314,8 @@ async def call_tool(
     args = bench.admitted.pop(call, None)
     tool = bench.tools[start.tool]
     try:
-        if args is None:
-            args = _validated(bench, call.call)
+        if args is None or call.answer is not None:  # an answer may have changed the arguments
+            args = _validated(bench, start.tool, call.arguments)
     except InvalidArguments as error:
         status: ToolStatus = "unknown" if start.reconcile else "invalid"
         return _finished(bench, scope, index, call, status, str(error))
@@ -429,6 +437,8 @@ def _success(
     text = _text(output.text)
     if cut is not None:
         text = working_memory.cap(text, bench.agent.max_result_chars)
+    if call.answer is not None and call.answer.decision == "edit":
+        text = f"(A human changed the arguments to {call.arguments})\n{text}"
     if not output.representable:
         status = "unrepresentable"
     return _outcome(bench, scope, index, call, status, text, cut, output.images)
@@ -454,6 +464,104 @@ def _outcome(
     tokens = bench.config.count(text) + working_memory.IMAGE_TOKENS * len(images)
     return ToolFinished(
         scope.step, index, call.call.name, status, text, bench.clock(), scope.scope, cut, images, tokens
+    )
+
+
+async def ask_person(
+    bench: Workbench, scope: ScopeState, request: ApprovalRequested, approver: Approver | None, seal: Seal
+) -> ApprovalResolved | None:
+    """Have a question answered by whoever is here; None where nobody answers."""
+    left_s = request.expires_at - time.time() if request.expires_at else None
+    if left_s is not None and left_s <= 0:
+        return _signed(bench, request, seal, "expired", "time")
+    if approver is None:
+        return None
+    problem = ""
+    while True:
+        try:
+            async with asyncio.timeout(left_s):
+                decision = await approver.decide(_told(bench, scope, request, problem))
+        except TimeoutError:
+            return _signed(bench, request, seal, "expired", "time") if left_s is not None else None
+        except Exception as error:
+            logger.warning("run %r: %s could not answer: %s", bench.run_id, approver.name, _described(error))
+            return None
+        if decision is None:
+            return None
+        if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
+            logger.warning("run %r: %s answered with no Decision: %r", bench.run_id, approver.name, decision)
+            return None
+        name, text, arguments = name_of(decision)
+        problem = _problem(bench, request, name, arguments)
+        if not problem:
+            return _signed(bench, request, seal, name, approver.name, text, arguments)
+
+
+def _problem(bench: Workbench, request: ApprovalRequested, name: DecisionName, arguments: str) -> str:
+    if name == "session" and not request.session:
+        return "this call cannot be allowed for the session"
+    return invalid_edit(bench, request, arguments) if name == "edit" else ""
+
+
+def invalid_edit(bench: Workbench, request: ApprovalRequested, arguments: str) -> str:
+    """Say what is wrong with arguments, or a plan, that a person has edited; empty where they fit."""
+    if request.kind == "in_doubt":
+        return "a call in doubt cannot be edited: say yes to run it again, no, or what came of it"
+    try:
+        if request.kind == "plan":
+            Plan(msgspec.json.decode(arguments, type=_EditedPlan).tasks)
+        else:
+            _validated(bench, request.tool, arguments)
+    except (InvalidArguments, PlanError, msgspec.MsgspecError) as error:
+        return f"what was edited does not fit: {error}"
+    return ""
+
+
+class _EditedPlan(msgspec.Struct):
+    tasks: tuple[Task, ...]
+
+
+def _signed(
+    bench: Workbench,
+    request: ApprovalRequested,
+    seal: Seal,
+    decision: DecisionName,
+    by: str,
+    text: str = "",
+    arguments: str = "",
+) -> ApprovalResolved:
+    text, by = _text(text), _text(by)
+    mac = seal.sign(request.digest, decision, by=by, text=text, arguments=arguments, expires_at=request.expires_at)
+    return ApprovalResolved(
+        request.approval_id,
+        decision,
+        by,
+        mac,
+        request.step,
+        request.index,
+        request.scope,
+        text,
+        arguments,
+        bench.config.count(text),
+    )
+
+
+def _told(bench: Workbench, scope: ScopeState, request: ApprovalRequested, problem: str) -> ApprovalRequest:
+    agent_id = "" if scope.place.task_id or scope.place.parent is not None else scope.agent_id
+    return ApprovalRequest(
+        approval_id=request.approval_id,
+        tool=request.tool,
+        arguments=msgspec.json.decode(request.arguments or "{}", type=dict[str, JSON]),
+        digest=request.digest,
+        run_id=bench.run_id,
+        key=join_key(bench.run_id, agent_id),
+        kind=request.kind,
+        agent_id=scope.agent_id,
+        scope=request.scope,
+        step=request.step,
+        reason=problem or request.reason,
+        session=request.session,
+        expires_at=request.expires_at,
     )
 
 
