@@ -18,7 +18,7 @@ from harness.approval import AUDITED, Seal, audited
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.hitl.base import Approver
-from harness.inbox import open_questions, question_of, record_of
+from harness.inbox import record_of
 from harness.mailbox import Cancel, Mail
 from harness.perform import Workbench, admit, ask_person, call_llm, call_tool, invalid_edit
 from harness.records import (
@@ -41,7 +41,7 @@ from harness.records import (
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, ScopeState, apply
+from harness.state import RunState, ScopeState, apply, open_questions, question_of
 from harness.strategies.base import Ask, Pause, Strategy
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate

@@ -9,9 +9,15 @@ import msgspec
 from harness.errors import ConfigError
 from harness.records import (
     VERSION,
+    ApprovalRequested,
+    ApprovalResolved,
+    ApprovalVoided,
+    Audited,
+    CommandRefused,
     DriverStarted,
     Entry,
     ForkPoint,
+    Guided,
     LLMFailed,
     LLMFinished,
     LLMStarted,
@@ -20,8 +26,15 @@ from harness.records import (
     RunCancelled,
     RunFailed,
     RunFinished,
+    RunParked,
     RunStarted,
 )
+
+_LEFT_OUT = (
+    DriverStarted, RunFailed, RunFinished, RunCancelled, RunParked, Reopened,
+    ApprovalRequested, ApprovalVoided, Audited, CommandRefused,
+)  # fmt: skip
+"""What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run."""
 
 
 def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[Record]:
@@ -39,13 +52,22 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
         raise ConfigError(f"run {source!r} has steps 1 to {last}; cannot fork it at {at}")
     until = places.get(at, len(entries))
     copied = [
-        entry.record
+        record
         for entry in _answered(entries[1:until])
-        if not isinstance(entry.record, (DriverStarted, RunFailed, RunFinished, RunCancelled, Reopened))
+        if not isinstance(entry.record, _LEFT_OUT) and (record := _copy(entry.record)) is not None
     ]
     fork = ForkPoint(source, at, len(copied))
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
     return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]
+
+
+def _copy(record: Record) -> Record | None:
+    """Return what a fork keeps of a record: of an answer, what the model was told."""
+    if not isinstance(record, ApprovalResolved):
+        return record
+    if record.decision != "steer":
+        return None
+    return Guided(record.text, record.by, (record.scope,), record.tokens)
 
 
 def _steps(entries: Sequence[Entry]) -> dict[int, int]:

@@ -16,27 +16,11 @@ from harness.records import (
     Record,
     RunCancelled,
 )
-from harness.state import RunState
+from harness.state import RunState, question_of
 from harness.working_memory import TokenCounter
 
 Validate = Callable[[ApprovalRequested, str], str]
 """Says what is wrong with edited arguments; empty where they fit."""
-
-
-def question_of(state: RunState, approval_id: str) -> ApprovalRequested | None:
-    """Return an open question of a run."""
-    place = state.questions.get(approval_id)
-    if place is None or place[0] not in state.scopes:
-        return None
-    scope, index = state.scopes[place[0]], place[1]
-    asked = scope if index < 0 else scope.calls[index] if index < len(scope.calls) else None
-    return asked.request if asked is not None and asked.answer is None else None
-
-
-def open_questions(state: RunState) -> list[ApprovalRequested]:
-    """Return the open questions of a run, in the order they were asked."""
-    found = (question_of(state, approval_id) for approval_id in state.questions)
-    return [request for request in found if request is not None]
 
 
 def record_of(mail: Mail, state: RunState, count: TokenCounter, seal: Seal | None, validate: Validate) -> Record | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import get_args
+from typing import cast, get_args
 
 import msgspec
 
@@ -478,9 +478,10 @@ async def ask_person(
         return None
     problem = ""
     while True:
+        told = _told(bench, scope, request, problem)
         try:
             async with asyncio.timeout(left_s):
-                decision = await approver.decide(_told(bench, scope, request, problem))
+                decision = await approver.decide(told)
         except TimeoutError:
             return _signed(bench, request, seal, "expired", "time") if left_s is not None else None
         except Exception as error:
@@ -551,7 +552,7 @@ def _told(bench: Workbench, scope: ScopeState, request: ApprovalRequested, probl
     return ApprovalRequest(
         approval_id=request.approval_id,
         tool=request.tool,
-        arguments=msgspec.json.decode(request.arguments or "{}", type=dict[str, JSON]),
+        arguments=cast("dict[str, JSON]", msgspec.json.decode(request.arguments or "{}")),
         digest=request.digest,
         run_id=bench.run_id,
         key=join_key(bench.run_id, agent_id),

@@ -372,6 +372,22 @@ class RunState:
         return root.plan if root is not None else None
 
 
+def question_of(state: RunState, approval_id: str) -> r.ApprovalRequested | None:
+    """Return an open question of a run."""
+    place = state.questions.get(approval_id)
+    if place is None or place[0] not in state.scopes:
+        return None
+    scope, index = state.scopes[place[0]], place[1]
+    asked = scope if index < 0 else scope.calls[index] if index < len(scope.calls) else None
+    return asked.request if asked is not None and asked.answer is None else None
+
+
+def open_questions(state: RunState) -> list[r.ApprovalRequested]:
+    """Return the open questions of a run, in the order they were asked."""
+    found = (question_of(state, approval_id) for approval_id in state.questions)
+    return [request for request in found if request is not None]
+
+
 def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
     """Fold a journal from its first entry. Total: a prefix of a valid journal is valid."""
     state = RunState(run_id)
