@@ -294,7 +294,10 @@ class Driver:
         return self.state.ended or (self._only != "" and self._only not in self.state.scopes)
 
     def _is_driven(self, path: str) -> bool:
-        return not self._only or path == self._only or path.startswith(f"{self._only}/")
+        # A run that is to be aborted is ended by its root, whatever was to be driven.
+        return (
+            not self._only or self.state.aborted != "" or path == self._only or path.startswith(f"{self._only}/")
+        )  # fmt: skip
 
     def _touch_all(self) -> None:
         self._touched = dict.fromkeys(self.state.scopes)

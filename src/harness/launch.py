@@ -447,7 +447,7 @@ def _named(state: RunState, rest: Sequence[str], key: str) -> str:
 
     Raises:
         RunNotFound: the run has no such agent or task.
-        ConfigError: the task was not begun.
+        ConfigError: the task is not at work and has no outcome.
     """
     match rest:
         case []:
@@ -457,8 +457,8 @@ def _named(state: RunState, rest: Sequence[str], key: str) -> str:
         case [task_id, agent_id] if state.plan is not None and (task := state.plan.tasks.get(task_id)):
             if task.task.agent_id != agent_id:
                 raise RunNotFound(key)
-            if not task.child:
-                raise ConfigError(f"task {task_id!r} of run {state.run_id!r} was not begun yet: resume the run")
+            if task.status in ("waiting", "skipped"):
+                raise ConfigError(f"task {task_id!r} of run {state.run_id!r} has not begun its turn: resume the run")
             return task.child
         case _:
             raise RunNotFound(key)

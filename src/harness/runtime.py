@@ -258,7 +258,7 @@ class AgentRuntime:
         Raises:
             RunNotFound: no run is stored under the key.
             ConfigChanged: strict, and the configuration differs.
-            ConfigError: an agent of the run is not registered here, or the task was not begun.
+            ConfigError: an agent of the run is not registered here, or the task was not begun (anew).
             OwnershipLost: another process drives this run.
         """
         return await self._result(lambda: self._launcher.resume(key, strict))

@@ -103,6 +103,7 @@ class PlanState(msgspec.Struct, eq=False):
         replans: how often what remained was replaced.
         replans_base: that number when the run was reopened; limits count from here.
         no_replan: the planner could not be had.
+        told: the tasks that had ended when the planner was last asked.
         synthesis: the results, brought together.
     """
 
@@ -113,6 +114,7 @@ class PlanState(msgspec.Struct, eq=False):
     replans: int = 0
     replans_base: int = 0
     no_replan: bool = False
+    told: frozenset[str] = frozenset()
     synthesis: r.Synthesised | None = None
 
 
@@ -469,6 +471,10 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     scope = state.scopes[record.scope]
     plan = _plan_of(scope)
     kept = {task_id: plan.tasks[task_id] for task_id in record.kept}
+    for task in kept.values():  # what a kept one did without is gone, and its id may be another's now
+        needs = tuple(need for need in task.task.depends_on if need in kept)
+        if needs != task.task.depends_on:
+            task.task = msgspec.structs.replace(task.task, depends_on=needs)
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
     plan.rationale = record.rationale
     plan.replans = record.count
@@ -546,6 +552,8 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
         scope.failures = 0
     state.ledger.llm_calls += 1
     state.in_flight += 1
+    if record.purpose == "plan" and scope.plan is not None:
+        scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
 
 def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
@@ -849,7 +857,7 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
         scope.reply_errors = 0
         scope.stale = 0
         scope.compaction_failed = False
-        if scope.phase in ("refused", "replied"):
+        if scope.phase == "refused":
             scope.phase = "model"
         if scope.plan is not None:
             _reopen(scope.plan)

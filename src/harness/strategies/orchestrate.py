@@ -14,10 +14,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from harness import working_memory
 from harness.budget import exceeded
 from harness.errors import PlanError
 from harness.keys import task_scope
-from harness.plan import Task, problems
+from harness.plan import MAX_TASKS, Task, problems
 from harness.records import (
     LLMFailed,
     Noted,
@@ -43,6 +44,13 @@ from harness.strategies.tasks import (
     verdicts,
     what_went_wrong,
 )
+
+MAX_PLANNED_RETRIES = 10
+"""The most retries a planner may give a task; it is not asked for any. A plan written by hand may have more."""
+
+MAX_PROBLEMS = 20
+MAX_PROBLEM_CHARS = 500
+"""What is wrong with a plan is told in so many problems, each in so many characters."""
 
 MAX_SYNTHESIS_ERRORS = 1
 """Replies of the synthesiser that could not be used before the results are joined instead, less one."""
@@ -144,12 +152,19 @@ def _read_plan(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     except prompts.Unreadable as error:
         wrong = (str(error),)
     except PlanError as error:
-        wrong = error.problems
+        wrong = _cut(error.problems)
     if scope.reply_errors >= config.agent.max_reply_errors:
         error_text = f"the planner gave no plan that can be carried out: {'; '.join(wrong)}"
         return _no_replan(scope, config, error_text) if plan is not None else fail_run(run, "plan", error_text)
     text = "The plan cannot be used:\n" + "\n".join(f"- {problem}" for problem in wrong) + "\nWrite it again, whole."
     return Noted(scope.step, "malformed", text, scope.scope, config.count(text))
+
+
+def _cut(wrong: Sequence[str]) -> tuple[str, ...]:
+    """Keep what is told of a plan in bounds: a planner may write anything, and as much of it as it likes."""
+    shown = [working_memory.cap(problem, MAX_PROBLEM_CHARS) for problem in wrong[:MAX_PROBLEMS]]
+    more = len(wrong) - len(shown)
+    return (*shown, *([f"and {more} more problems like these"] if more else []))
 
 
 def _check(tasks: Sequence[Task], config: RunConfig, kept: Sequence[str]) -> None:
@@ -164,9 +179,16 @@ def _check(tasks: Sequence[Task], config: RunConfig, kept: Sequence[str]) -> Non
         for task in tasks
         if task.agent_id not in config.team
     ]
+    found += [
+        f"max_retries of task {task.id!r} may be {MAX_PLANNED_RETRIES} at most"
+        for task in tasks
+        if task.max_retries > MAX_PLANNED_RETRIES
+    ]
     most = config.limits.max_plan_tasks
     if len(tasks) > most:
         found.append(f"it has {len(tasks)} tasks, and may have {most} at most")
+    if kept and len(kept) + len(tasks) > MAX_TASKS:
+        found.append(f"with the {len(kept)} tasks that stay it has more than the {MAX_TASKS} a plan may have")
     if found:
         raise PlanError(found)
 
@@ -174,8 +196,14 @@ def _check(tasks: Sequence[Task], config: RunConfig, kept: Sequence[str]) -> Non
 def _replanned(scope: ScopeState, config: RunConfig, plan: PlanState, reply: prompts.PlanReply) -> Replanned:
     """Put a planner's tasks in the place of what remains. What is done or at work stays."""
     found = verdicts(plan, config.limits)
-    trigger = next((task_id for task_id, status in found.items() if status == "replan"), "")
-    kept = [task_id for task_id, status in found.items() if status in USED or status in ("running", "retry")]
+    # A task that has failed since the planner was asked was at work as far as it knows: it stays until it is told.
+    unseen = {task_id for task_id, status in found.items() if status == "replan" and task_id not in plan.told}
+    trigger = next((task_id for task_id, status in found.items() if status == "replan" and task_id not in unseen), "")
+    kept = [
+        task_id
+        for task_id, status in found.items()
+        if status in USED or status in ("running", "retry") or task_id in unseen
+    ]
     tasks = merge(plan, kept, reply.tasks)
     _check(tasks, config, kept)
     return Replanned(

@@ -22,6 +22,9 @@ from harness.strategies.tasks import LOST, USED, Verdict, verdicts, what_went_wr
 MAX_SHOWN_CHARS = 4_000
 """Characters of one earlier answer a planner, a router or a classifier is shown."""
 
+MAX_ERROR_CHARS = 500
+"""Characters of what is wrong with a reply."""
+
 T = TypeVar("T")
 
 
@@ -268,4 +271,5 @@ def read(text: str, form: type[T]) -> T:
     try:
         return msgspec.json.decode(unfence(text), type=form)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise Unreadable(f"it is not one JSON object of the form that was asked for ({error})") from None
+        detail = working_memory.cap(str(error), MAX_ERROR_CHARS)  # it may quote the reply
+        raise Unreadable(f"it is not one JSON object of the form that was asked for ({detail})") from None

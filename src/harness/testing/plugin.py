@@ -40,6 +40,7 @@ def kill_sweep(say_at_end: Callable[[str], None], tmp_path: Path, fork_servers: 
         kill_every: int = 1,
         kill_again_every: int = 0,
         at_risk: int = 1,
+        varies: bool = False,
     ) -> SweepReport:
         report = sweep.kill_sweep(
             workload,
@@ -49,6 +50,7 @@ def kill_sweep(say_at_end: Callable[[str], None], tmp_path: Path, fork_servers: 
             kill_every=kill_every,
             kill_again_every=kill_again_every,
             at_risk=at_risk,
+            varies=varies,
         )
         say_at_end(str(report))
         return report
