@@ -184,7 +184,9 @@ def test_demo_as_json_lines(command: Command) -> None:
     assert done.returncode == 0
     assert events[0]["type"] == "STARTED"
     assert events[-1]["type"] == "TASK_DONE"
-    assert all(set(e) == {"type", "run_id", "agent_id", "seq", "timestamp", "payload"} for e in events)
+    assert all(
+        set(e) == {"type", "run_id", "agent_id", "scope", "parent", "seq", "timestamp", "payload"} for e in events
+    )
     assert {e["run_id"] for e in events} == {"mine"}
     assert not any(e["type"] == "TOKEN" for e in events)
 

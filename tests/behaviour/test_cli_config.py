@@ -122,14 +122,13 @@ def test_a_line_is_found_in_quoted_and_dotted_keys() -> None:
 # -- agents -------------------------------------------------------------------------------------
 
 
-def test_one_agent_is_taken_and_of_several_one_must_be_named(run: Run) -> None:
+def test_one_agent_is_taken_and_of_several_all_or_the_one_that_is_named(run: Run) -> None:
     Path("harness.toml").write_text('[agents.solo]\nprompt = "Be brief."\ntools = ["read_file"]\n')
     _, out, _ = run("run", "goal", "--llm", NOBODY, "--max-seconds", "0")
     assert "agent solo" in out
     Path("harness.toml").write_text("[agents.one]\n[agents.two]\n")
-    code, _, err = run("run", "goal", "--llm", NOBODY)
-    assert code == 2
-    assert "choose one with --agent (one, two)" in err
+    _, out, _ = run("run", "goal", "--llm", NOBODY, "--max-seconds", "0")
+    assert "agents one, two" in out
     _, out, _ = run("run", "goal", "--llm", NOBODY, "--agent", "two", "--max-seconds", "0")
     assert "agent two" in out
 

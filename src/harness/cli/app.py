@@ -15,12 +15,12 @@ from typing import Annotated, Literal, NoReturn, TextIO, cast
 import msgspec
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
-from harness.cli import commands
+from harness.cli import commands, looking
 from harness.cli.choices import Choices
 from harness.cli.codes import FAILED, INTERRUPTED, USAGE, OutputLost, silence_stdout, take_stdout
 from harness.cli.places import advised
 from harness.cli.text import safe
-from harness.errors import ConfigError, HarnessError, InternalError, RunIdTaken, RunNotFound
+from harness.errors import ConfigError, HarnessError, InternalError, PlanError, RunIdTaken, RunNotFound
 
 app = App(
     name="harness",
@@ -82,11 +82,16 @@ NO_LIMITS, NO_OUTPUT, NO_MODEL, NO_TRUST = Limits(), Output(), Model(), Trust()
 
 @app.command
 def run(
-    goal: str,
+    goal: str | None = None,
     /,
     *,
+    plan: Annotated[Path | None, Parameter(help="Carry out the plan of this file; GOAL may be left out.")] = None,
+    continue_: Annotated[
+        str | None,
+        Parameter(name="--continue", help="Go on with a finished run's conversation: its key, or `last`."),
+    ] = None,
     folder: Annotated[Path | None, Parameter(help="The folder the file tools may read. [default: .]")] = None,
-    agent: Annotated[str | None, Parameter(help="An agent of harness.toml. [default: reader]")] = None,
+    agent: Annotated[str | None, Parameter(help="An agent of harness.toml. [default: all of them]")] = None,
     config: Annotated[Path | None, Parameter(help="The configuration. [default: ./harness.toml]")] = None,
     run_id: Annotated[str | None, Parameter(help="Your own id for the run; one that exists goes on.")] = None,
     model: Model = NO_MODEL,
@@ -94,7 +99,7 @@ def run(
     output: Output = NO_OUTPUT,
     trust: Trust = NO_TRUST,
 ) -> int:
-    """Run an agent on a goal: by default one that answers questions about the files of a folder.
+    """Run a goal: with the agent of harness.toml, or as many as it takes; without any, one that reads a folder's files.
 
     Parameters
     ----------
@@ -107,7 +112,8 @@ def run(
         agent=agent,
         config=None if config is None else str(config),
     )
-    return commands.run(goal, choices, run_id=run_id, output=_output(output), trust=trust.trust)
+    asked = commands.Request(goal or "", plan, continue_)
+    return commands.run(asked, choices, run_id=run_id, output=_output(output), trust=trust.trust)
 
 
 @app.command
@@ -145,7 +151,8 @@ def resume(
     Parameters
     ----------
     key
-        The run's key. Without it and without --last, the only run that is not finished.
+        The run's key, or RUN:TASK:AGENT to drive one task of its plan and stop. Without it and without --last, the
+        only run that is not finished.
     """
     flags = msgspec.structs.replace(_choices(model, limits), fast=fast)
     return commands.resume(key, flags, last=last, output=_output(output), trust=trust.trust)
@@ -159,7 +166,7 @@ def runs(
     json: Annotated[bool, Parameter(help="Print JSON lines.", negative="")] = False,
 ) -> int:
     """List the runs, the last started first."""
-    return commands.list_runs(status, limit, as_json=json)
+    return looking.list_runs(status, limit, as_json=json)
 
 
 @app.command
@@ -170,14 +177,14 @@ def show(
     full: Annotated[bool, Parameter(help="Show results whole.", negative="")] = False,
     json: Annotated[bool, Parameter(help="Print the run's events as JSON lines.", negative="")] = False,
 ) -> int:
-    """Show a run's steps from its journal.
+    """Show a run's steps from its journal; of a plan also what each task took.
 
     Parameters
     ----------
     key
         The run's key.
     """
-    return commands.show(key, full=full, as_json=json)
+    return looking.show(key, full=full, as_json=json)
 
 
 @app.command
@@ -279,7 +286,7 @@ def _run(words: list[str]) -> int:
         return INTERRUPTED
     except InternalError as error:
         return _fail(f"{error}; run with HARNESS_DEBUG=1 for the traceback", FAILED, error)
-    except (ConfigError, RunIdTaken, RunNotFound) as error:
+    except (ConfigError, PlanError, RunIdTaken, RunNotFound) as error:
         return _fail(str(error), USAGE, error)
     except HarnessError as error:
         return _fail(advised(str(error)), FAILED, error)

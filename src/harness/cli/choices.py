@@ -11,13 +11,19 @@ from harness.errors import ConfigError
 
 
 class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What the user chose on the command line; None where they said nothing. A run keeps it for its resume."""
+    """What the user chose on the command line; None where they said nothing. A run keeps it for its resume.
+
+    Attributes:
+        agent: the agent that runs it.
+        team: every agent there is may be at work, and the run itself finds out which.
+    """
 
     folder: str | None = None
     llm: str | None = None
     model: str | None = None
     protocol: Protocol | None = None
     agent: str | None = None
+    team: bool = False
     config: str | None = None
     api_key_env: str | None = None
     max_cost: float | None = None

@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 from harness import host
 from harness.cli.text import safe
-from harness.keys import join_key
+from harness.keys import Place, join_key, place_of
 from harness.records import Origin
 from harness.result import Cancelled, Failed, Finished, Parked, RunResult
 
@@ -70,9 +70,18 @@ def exit_code(result: RunResult) -> int:
             return FAILED
 
 
-def report(result: RunResult) -> None:
-    """Say on stderr what is not an answer, and how to go on."""
+def report(result: RunResult, scope: str = "", *, over: bool = False) -> None:
+    """Say on stderr what is not an answer, and how to go on.
+
+    Args:
+        result: what the run came to, or one task of it.
+        scope: the attempt at that task; empty for the run.
+        over: whether the whole run is, so that nothing is left to go on with.
+    """
     sys.stdout.flush()
+    if (place := place_of(scope)).task_id and result.agent_id == place.agent_id:
+        _report_task(result, place, over=over)
+        return
     resume = host.resume_command(Origin("cli"), join_key(result.run_id, result.agent_id))
     match result:
         case Finished():
@@ -83,6 +92,14 @@ def report(result: RunResult) -> None:
             print(f"The run waits for approval.\nResume: {resume}", file=sys.stderr)
         case Cancelled():
             print(f"Run cancelled: {safe(result.error)}", file=sys.stderr)
+
+
+def _report_task(result: RunResult, place: Place, *, over: bool) -> None:
+    what = f"failed: {safe(result.error)}" if isinstance(result, Failed) else "is done."
+    print(f"Task {safe(repr(place.task_id))} of agent {safe(repr(place.agent_id))} {what}", file=sys.stderr)
+    if not over:
+        resume = host.resume_command(Origin("cli"), join_key(result.run_id))
+        print(f"The run is not finished; to go on with all of it: {resume}", file=sys.stderr)
 
 
 def _more(result: Failed) -> str:

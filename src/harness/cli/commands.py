@@ -6,39 +6,39 @@ import asyncio
 import shlex
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import msgspec
+
 from harness import host
-from harness.checkpoint.base import CheckpointStore, RunQuery, RunStatus, RunSummary
+from harness.checkpoint.base import RunQuery, RunStatus
 from harness.cli import screen as screens
 from harness.cli.choices import Choices
 from harness.cli.codes import FAILED, OK, USAGE, exit_code, report
 from harness.cli.endpoint import Protocol
 from harness.cli.ledger import Ledger
+from harness.cli.looking import events_of
 from harness.cli.places import check_state_folder
 from harness.cli.screen import Header
+from harness.cli.stored import Found, key_of, last_finished, read, summaries
 from harness.cli.text import age, count, one_line, safe
-from harness.errors import ConfigError, LLMError, RunNotFound
-from harness.events import Event, Projection, TaskDone
-from harness.keys import join_key, split_key
+from harness.errors import ConfigError, LLMError
+from harness.events import TaskDone
+from harness.keys import join_key, place_of
 from harness.llm.base import LLMDelta, LLMRequest
-from harness.records import Entry, LLMFinished, Origin
-from harness.result import Finished, result_of
-from harness.state import RunState, fold
+from harness.plan import Plan
+from harness.records import Origin
+from harness.result import Finished
+from harness.state import RunState
 
 if TYPE_CHECKING:
-    from harness.cli.tree import Tree
     from harness.cli.wiring import Wired
     from harness.run_stream import RunStream
 
 T = TypeVar("T")
-
-KEY_WIDTH = 40
-"""Characters of a key in a listing; a longer one is shown whole by ``runs --json``."""
 
 UNFINISHED: tuple[RunStatus, ...] = ("interrupted", "failed")
 
@@ -58,14 +58,73 @@ def version() -> str:
 # -- driving ------------------------------------------------------------------------------------
 
 
-def run(goal: str, choices: Choices, *, run_id: str | None, output: Output, trust: bool) -> int:
+class Request(NamedTuple):
+    """What is to be run.
+
+    Attributes:
+        goal: in words; a plan may say it itself.
+        plan: the file of a plan.
+        continues: the key of an earlier run whose conversation goes on, or ``last``.
+    """
+
+    goal: str
+    plan: Path | None = None
+    continues: str | None = None
+
+
+def run(asked: Request, choices: Choices, *, run_id: str | None, output: Output, trust: bool) -> int:
     """Start a run."""
-    if not goal.strip():
-        raise ConfigError('say what to do: harness run "your question"')
+    if not asked.goal.strip() and asked.plan is None:
+        raise ConfigError('say what to do: harness run "GOAL", or harness run --plan FILE')
     _check_run_id(run_id)
     from harness.cli.wiring import wire
 
-    return _start(goal, wire(choices, trust=trust), run_id, output)
+    if asked.plan is not None:
+        return _run_plan(asked, choices, run_id=run_id, output=output, trust=trust)
+    if asked.continues is None:
+        return _start(asked.goal, wire(choices, trust=trust), run_id, output)
+    earlier = _await(_earlier(asked.continues))
+    server_named = choices.llm is not None
+    choices = _as_before(choices, earlier.state)
+    wired = wire(choices, trust=trust, server_named=server_named or choices.llm is None)
+    wired = wired._replace(facts=(f"continues {key_of(earlier.state)}", *wired.facts))
+    return _start(asked.goal, wired, run_id, output, continues=earlier.key)
+
+
+def _run_plan(asked: Request, choices: Choices, *, run_id: str | None, output: Output, trust: bool) -> int:
+    for flag, given in (("--continue", asked.continues), ("--agent", choices.agent)):
+        if given is not None:
+            raise ConfigError(f"{flag} does not go with --plan: the plan says what is done, and by whom")
+    from harness.cli import planfile
+    from harness.cli.wiring import wire
+
+    assert asked.plan is not None  # whoever calls this has seen it
+    file = planfile.read(asked.plan)
+    wired = wire(msgspec.structs.replace(choices, team=True), trust=trust)
+    file.check_agents(wired.runtime.agent_registry.all_ids())
+    return _start(asked.goal.strip() or file.goal, wired, run_id, output, plan=file.plan)
+
+
+async def _earlier(key: str) -> Found:
+    found = await read(await last_finished() if key == "last" else key)
+    if found.scope:
+        raise ConfigError(
+            f"--continue {key} names one task: only a whole run is continued, {join_key(found.state.run_id)}"
+        )
+    return found
+
+
+def _as_before(flags: Choices, earlier: RunState) -> Choices:
+    """Choose what an earlier run had, its limits left out, where the user says nothing else."""
+    origin = earlier.started.origin if earlier.started else None
+    older = Choices.of(origin.settings) if origin is not None and origin.kind == "cli" else Choices()
+    older = msgspec.structs.replace(older, max_cost=None, max_seconds=None, max_steps=None)
+    if older.demo:  # its model is a recording and knows no other question; its files are real
+        from harness.cli.demo import FILES
+
+        older = Choices(folder=str(FILES))
+    agent = flags.agent or earlier.scopes[""].agent_id
+    return msgspec.structs.replace(flags.over(older), agent=agent or None, team=not agent)
 
 
 def demo(choices: Choices, run_id: str | None, output: Output) -> int:
@@ -77,48 +136,64 @@ def demo(choices: Choices, run_id: str | None, output: Output) -> int:
     return _start(load().goal, wire(choices), run_id, output)
 
 
-def _start(goal: str, wired: Wired, run_id: str | None, output: Output) -> int:
+def _start(
+    goal: str,
+    wired: Wired,
+    run_id: str | None,
+    output: Output,
+    *,
+    plan: Plan | None = None,
+    continues: str | None = None,
+) -> int:
     from harness.cli.driving import drive
 
     check_state_folder()
-    header = Header(goal, wired.facts, wired.notes)
+    told = goal if plan is None else goal or plan.rationale or f"a plan of {count(len(plan.tasks), 'task')}"
+    header = Header(told, wired.facts, wired.notes)
     ledger = Ledger(run_id or "", wired.limits)
+    runtime, tokens = wired.runtime, output.tokens
 
     def stream() -> RunStream:
-        return wired.runtime.run_agent_stream(wired.agent_id, goal, run_id=run_id, tokens=output.tokens)
+        if plan is not None:
+            return runtime.run_plan_stream(plan, goal=goal, run_id=run_id, tokens=tokens)
+        if wired.agent_id:
+            return runtime.run_agent_stream(wired.agent_id, goal, run_id=run_id, continue_from=continues, tokens=tokens)
+        return runtime.dispatch_stream(goal, run_id=run_id, continue_from=continues, tokens=tokens)
 
-    return drive(wired, stream, screens.choose(as_json=output.as_json, tokens=output.tokens), header, ledger)
+    return drive(wired, stream, screens.choose(as_json=output.as_json, tokens=tokens), header, ledger)
 
 
 def resume(key: str | None, flags: Choices, *, last: bool, output: Output, trust: bool) -> int:
-    """Go on with a run: of the command line here, of a script by naming its command."""
+    """Go on with a run, or one task of it: of the command line here, of a script by naming its command."""
     if key is not None and last:
         raise ConfigError("give a key or --last, not both")
     if key is None:
         key = _await(_choose(last=last))
-    state, entries = _await(_read(key))
-    key = join_key(state.run_id)
-    screen = screens.choose(as_json=output.as_json, tokens=output.tokens)
-    if state.over is not None:
-        return _print_end(state, entries, as_json=output.as_json)
+    found = _await(read(key))
+    state = found.state
+    if found.is_over:
+        return _print_end(found, as_json=output.as_json)
     origin = state.started.origin if state.started else None
     if origin is None or origin.kind != "cli":
-        return _name_script(key, origin)
+        return _name_script(found.key, origin)
     from harness.cli.driving import drive
     from harness.cli.wiring import wire
 
     choices = flags.over(Choices.of(origin.settings))
     wired = wire(choices, trust=trust, server_named=flags.llm is not None)
     ledger = Ledger(state.run_id, wired.limits)
-    ledger.follow(entries)
+    ledger.follow(found.entries)
+    only = place_of(found.scope)
     done = f"resumed after {count(state.steps, 'step')}"
+    what = (done, f"only task {only.task_id}") if found.scope else (done,)
     goal = state.started.goal if state.started else ""
-    header = Header(goal, (done, *wired.facts), wired.notes)
+    header = Header(goal, (*what, *wired.facts), wired.notes)
 
     def stream() -> RunStream:
-        return wired.runtime.resume_stream(key, tokens=output.tokens)
+        return wired.runtime.resume_stream(found.key, tokens=output.tokens)
 
-    return drive(wired, stream, screen, header, ledger)
+    screen = screens.choose(as_json=output.as_json, tokens=output.tokens)
+    return drive(wired, stream, screen, header, ledger, only=found.scope)
 
 
 async def _choose(*, last: bool) -> str:
@@ -127,10 +202,7 @@ async def _choose(*, last: bool) -> str:
     Raises:
         ConfigError: there is none, or more than one.
     """
-    found: list[RunSummary] = []
-    async with _store() as store:
-        if store is not None:
-            found = [run async for run in store.runs(RunQuery()) if run.status in UNFINISHED]
+    found = [run for run in await summaries(RunQuery()) if run.status in UNFINISHED]
     if not found:
         raise ConfigError("there is no unfinished run to resume; `harness runs` lists all of them")
     if last or len(found) == 1:
@@ -157,142 +229,25 @@ def _name_script(key: str, origin: Origin | None) -> int:
     return USAGE
 
 
-def _print_end(state: RunState, entries: list[Entry], *, as_json: bool) -> int:
-    """Print what a run that is over came to."""
-    result = result_of(state, entries)
+def _print_end(found: Found, *, as_json: bool) -> int:
+    """Print what a run, or one task of it, that is over came to."""
+    result, state = found.result(), found.state
     assert result is not None  # it is over
     if as_json:
-        for event in _events(state, entries[-1:]):
+        for event in events_of(found, last=True):
             screens.print_json(screens.event_as_json(event))
     elif isinstance(result, Finished):
         ledger = Ledger(state.run_id)
         ledger.state = state
-        print("This run is finished. Its answer:", file=sys.stderr)
+        what = f"This {'task' if found.scope else 'run'} is finished. Its answer:"
+        print(what, file=sys.stderr)
         print(safe(result.answer))
         print(screens.summary(result, ledger), file=sys.stderr)
-    report(result)
+    report(result, found.scope, over=state.over is not None)
     return exit_code(result)
 
 
-# -- looking ------------------------------------------------------------------------------------
-
-
-def list_runs(status: RunStatus | None, limit: int, *, as_json: bool) -> int:
-    """List runs."""
-    if limit < 1:
-        raise ConfigError(f"--limit must be 1 or more, not {limit}")
-    found = _await(_summaries(RunQuery(status=status, limit=limit)))
-    if as_json:
-        for run in found:
-            screens.print_json(_summary_as_json(run))
-        return OK
-    if not found:
-        print(f"no runs in {host.state_dir()}", file=sys.stderr)
-        return OK
-    now = time.time()
-    rows = [
-        (
-            _short(safe(join_key(run.run_id))),
-            run.status,
-            safe(run.agent_id),
-            age(now - run.started_at),
-            one_line(run.goal, 60),
-        )
-        for run in found
-    ]
-    names = ("key", "status", "agent", "age", "goal")
-    if screens.is_terminal(sys.stdout):
-        from harness.cli.tree import print_table
-
-        print_table(names, rows)
-        return OK
-    widths = [max(len(row[column]) for row in (names, *rows)) for column in range(len(names))]
-    for row in (names, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return OK
-
-
-def _short(key: str) -> str:
-    return key if len(key) <= KEY_WIDTH else key[: KEY_WIDTH - 1] + "…"
-
-
-def _summary_as_json(run: RunSummary) -> dict[str, object]:
-    return {
-        "run_id": run.run_id,
-        "key": join_key(run.run_id, run.agent_id),
-        "status": run.status,
-        "agent_id": run.agent_id,
-        "goal": run.goal,
-        "started_at": run.started_at,
-        "updated_at": run.updated_at,
-        "origin": run.origin.kind if run.origin else None,
-    }
-
-
-def show(key: str, *, full: bool, as_json: bool) -> int:
-    """Show a run's steps."""
-    state, entries = _await(_read(key))
-    if as_json:
-        for event in _events(state, entries):
-            screens.print_json(screens.event_as_json(event))
-        return OK
-    lines = None if full else 6
-    if screens.is_terminal(sys.stdout):
-        from harness.cli.tree import Tree
-
-        screen: screens.Plain | Tree = Tree(live=False, result_lines=lines)
-    else:
-        screen = screens.Plain(result_lines=lines)
-    _show(state, entries, screen, _await(_status(state)))
-    return OK
-
-
-def _show(state: RunState, entries: list[Entry], screen: screens.Plain | Tree, status: RunStatus) -> None:
-    started = state.started
-    assert started is not None  # a journal begins with it
-    ledger = Ledger(state.run_id)
-    ledger.state = state
-    key = join_key(state.run_id, started.agent_id)
-    facts = (f"run {key}", status, f"agent {started.agent_id}")
-    if state.fingerprints is not None:
-        facts += (f"model {state.fingerprints.llm}",)
-    if started.forked_from is not None:
-        facts += (f"forked from {started.forked_from.run_id} at step {started.forked_from.step}",)
-    screen.open(Header(started.goal, facts), ledger)
-    projection = Projection()
-    for entry in entries:
-        for event in projection.events(entry):
-            screen.show(event)
-        if isinstance(entry.record, LLMFinished):
-            used = entry.record.usage
-            price = "" if used.unpriced else f" · ${used.cost_usd:.4f}"
-            screen.note(f"{used.input_tokens:,} tokens in, {used.output_tokens:,} out{price}")
-    if (copied := state.inherited.usage) and (copied.input_tokens or copied.output_tokens):
-        screen.note(
-            f"{copied.input_tokens + copied.output_tokens:,} tokens of the copied steps were spent before the fork"
-        )
-    result = result_of(state, entries)
-    if result is not None:
-        screen.end(result)
-        report(result)
-    else:
-        screen.note(f"{count(state.steps, 'step')} · {ledger.line()}")
-        print(f"Resume: {safe(host.resume_command(started.origin, key))}", flush=True)
-
-
-async def _status(state: RunState) -> RunStatus:
-    """Say how a run stands; whether somebody drives it is known to the store alone."""
-    async with _store() as store:
-        if store is not None:
-            async for run in store.runs(RunQuery()):
-                if run.run_id == state.run_id:
-                    return run.status
-    return "interrupted"
-
-
-def _events(state: RunState, entries: list[Entry]) -> list[Event]:
-    projection = Projection()
-    return [event for entry in entries for event in projection.events(entry)]
+# -- the rest -----------------------------------------------------------------------------------
 
 
 def fork(key: str, *, at: int | None, run_id: str | None) -> int:
@@ -300,14 +255,14 @@ def fork(key: str, *, at: int | None, run_id: str | None) -> int:
     from harness.runtime import AgentRuntime
 
     _check_run_id(run_id)
-    source, _ = _await(_read(key))  # a wrong key is refused before anything is made
+    source = _await(read(key)).state  # a wrong key is refused before anything is made
 
     async def copy() -> str:
         async with AgentRuntime(llm=_NoModel(), auto_resume=False) as runtime:
             return await runtime.fork(join_key(source.run_id), at=at, run_id=run_id)
 
     new = join_key(_await(copy()))
-    state, _ = _await(_read(new))
+    state = _await(read(new)).state
     origin = state.started.origin if state.started else None
     print(new)
     print(f"Resume: {safe(host.resume_command(origin, new))}", flush=True)
@@ -324,9 +279,6 @@ class _NoModel:
         """Refuse."""
         raise LLMError("this runtime has no model")
         yield  # makes this a generator, as the port wants
-
-
-# -- the rest -----------------------------------------------------------------------------------
 
 
 def trust(path: Path) -> int:
@@ -383,50 +335,6 @@ def _await(work: Coroutine[None, None, T]) -> T:
     return asyncio.run(work)
 
 
-@asynccontextmanager
-async def _store() -> AsyncGenerator[CheckpointStore | None]:
-    """Open the store; None where there is none yet: looking must not make one.
-
-    Raises:
-        CheckpointError: it cannot be opened.
-    """
-    check_state_folder()
-    if not host.default_database().exists():
-        yield None
-        return
-    from harness.checkpoint.sqlite import SQLiteCheckpointStore
-
-    store = SQLiteCheckpointStore(host.default_database())
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def _read(key: str) -> tuple[RunState, list[Entry]]:
-    """Return a run and its journal.
-
-    A key that names none is tried as a run id too: who gave the id ``a:b`` may not know that its key is ``a%3Ab``.
-
-    Raises:
-        RunNotFound: there is none under this key.
-    """
-    async with _store() as store:
-        if store is None:
-            raise RunNotFound(key)
-        for run_id, *rest in (split_key(key), (key,)):
-            entries = [entry async for entry in store.read(run_id)]
-            state = fold(run_id, entries)
-            if state.started is not None and (not rest or rest == [state.started.agent_id]):
-                return state, entries
-    raise RunNotFound(key)
-
-
 def _check_run_id(run_id: str | None) -> None:
     if run_id is not None and not run_id.strip():
         raise ConfigError("--run-id is empty: give the run an id, or leave the flag out")
-
-
-async def _summaries(query: RunQuery) -> list[RunSummary]:
-    async with _store() as store:
-        return [] if store is None else [run async for run in store.runs(query)]

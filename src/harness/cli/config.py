@@ -5,43 +5,69 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal, TypeAlias, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig
 from harness.cli.places import user_folder
 from harness.errors import ConfigError
+from harness.records import Site
 from harness.registry import nearest
 
 PROJECT_FILE = "harness.toml"
 USER_FILE = "config.toml"
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A table of a file: unknown words and values of another type are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class LLMTable(_Strict):
+class SiteTable(Strict):
+    """``[llm.planner]`` and the like: another model of the same server for one thing a run asks."""
+
+    model: str
+
+
+class LLMTable(Strict):
     """The ``[llm]`` table."""
 
     model: str | None = None
     base_url: str | None = None
     protocol: Literal["native", "text"] | None = None
     api_key_env: str | None = None
+    classifier: SiteTable | None = None
+    router: SiteTable | None = None
+    planner: SiteTable | None = None
+    synthesiser: SiteTable | None = None
+    summariser: SiteTable | None = None
+
+    def sites(self) -> dict[Site, str]:
+        """Return the models of call sites that have one of their own."""
+        tables: dict[Site, SiteTable | None] = {
+            "classifier": self.classifier,
+            "router": self.router,
+            "planner": self.planner,
+            "synthesiser": self.synthesiser,
+            "summariser": self.summariser,
+        }
+        return {site: table.model for site, table in tables.items() if table is not None}
 
 
-class AgentTable(_Strict):
+class AgentTable(Strict):
     """One agent: ``[agents.NAME]``, or ``[[agents]]`` with an ``id``. What is not given stays AgentConfig's default."""
 
     role: str = ""
     prompt: str | None = None
     prompt_file: str | None = None
     tools: list[str] = Field(default_factory=lambda: ["files"])
+    delegates: list[str] = Field(default_factory=list[str])
     max_steps: Annotated[int, Field(ge=1)] | None = None
     confidence_from_llm: bool | None = None
     working_memory_max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -50,6 +76,7 @@ class AgentTable(_Strict):
     max_reply_errors: Annotated[int, Field(ge=0)] | None = None
     max_llm_attempts: Annotated[int, Field(ge=1)] | None = None
     max_parallel_tools: Annotated[int, Field(ge=1)] | None = None
+    max_parallel_tasks: Annotated[int, Field(ge=1)] | None = None
     max_result_chars: Annotated[int, Field(ge=100)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -60,7 +87,7 @@ _Limit = Annotated[int, Field(ge=0)]
 _Amount = Annotated[float, Field(ge=0)]
 
 
-class BudgetTable(_Strict):
+class BudgetTable(Strict):
     """The ``[budget]`` table: GuardrailConfig's limits."""
 
     max_total_cost_usd: _Amount | None = None
@@ -71,13 +98,16 @@ class BudgetTable(_Strict):
     max_tool_calls: _Limit | None = None
     max_replan_count: _Limit | None = None
     confidence_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_parallel_tasks: Annotated[int, Field(ge=1)] | None = None
+    max_plan_tasks: Annotated[int, Field(ge=1)] | None = None
+    max_delegate_depth: _Limit | None = None
 
     def limits(self) -> GuardrailConfig:
         """Return the limits, the library's defaults where the table is silent."""
         return GuardrailConfig(**self.model_dump(exclude_none=True))
 
 
-class FileModel(_Strict):
+class FileModel(Strict):
     """A whole file."""
 
     llm: LLMTable = Field(default_factory=LLMTable)
@@ -158,13 +188,21 @@ def read(path: Path) -> ConfigFile:
     Raises:
         ConfigError: it cannot be read or is wrong; the text names file, line and what to write instead.
     """
+    return parse(read_text(path, "configuration"), path)
+
+
+def read_text(path: Path, what: str) -> str:
+    """Return a file's text.
+
+    Raises:
+        ConfigError: it cannot be read; the text says what the file was to be.
+    """
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except OSError as error:
-        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
+        raise ConfigError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text") from None
-    return parse(text, path)
 
 
 def parse(text: str, path: Path) -> ConfigFile:
@@ -173,23 +211,32 @@ def parse(text: str, path: Path) -> ConfigFile:
     Raises:
         ConfigError: it is wrong.
     """
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"^(.*?) \(at (?:line (\d+), column \d+|end of document)\)$", str(error), re.DOTALL)
-        what, at = (found[1], found[2]) if found else (str(error), None)
-        line = int(at) if at else max(1, len(text.splitlines()))
-        raise ConfigError(f"{path}:{line}: this is not TOML: {what}") from None
+    raw = parse_toml(text, path)
     agents = raw.get("agents")
     if isinstance(agents, list):
         raw["agents"] = _by_id(cast("list[object]", agents), text, path)
     try:
         data = FileModel.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem, text, path) for problem in error.errors())) from None
+        raise ConfigError("\n".join(explain(problem, text, path, _WORDS) for problem in error.errors())) from None
     file = ConfigFile(path, text, data)
     _check_agents(file)
     return file
+
+
+def parse_toml(text: str, path: Path) -> dict[str, object]:
+    """Parse TOML.
+
+    Raises:
+        ConfigError: it is none; the text names file and line.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"^(.*?) \(at (?:line (\d+), column \d+|end of document)\)$", str(error), re.DOTALL)
+        what, at = (found[1], found[2]) if found else (str(error), None)
+        line = int(at) if at else max(1, len(text.splitlines()))
+        raise ConfigError(f"{path}:{line}: this is not TOML: {what}") from None
 
 
 def _by_id(agents: Sequence[object], text: str, path: Path) -> dict[str, object]:
@@ -207,27 +254,41 @@ def _by_id(agents: Sequence[object], text: str, path: Path) -> dict[str, object]
     return named
 
 
-# The words of each table, for a hint at the nearest one.
-_WORDS: dict[tuple[str, ...], type[BaseModel]] = {
+Words: TypeAlias = Mapping[tuple[str, ...], type[BaseModel]]
+"""The model of each table, for a hint at the nearest word; ``*`` stands for any name or place in a list."""
+
+_WORDS: Words = {
     (): FileModel,
     ("llm",): LLMTable,
+    ("llm", "*"): SiteTable,
     ("agents", "*"): AgentTable,
     ("budget",): BudgetTable,
 }
 
 
-def _explain(problem: ErrorDetails, text: str, path: Path) -> str:
+def explain(problem: ErrorDetails, text: str, path: Path, words: Words) -> str:
     """Turn one problem of pydantic's into a sentence with its line."""
     keys = tuple(str(key) for key in problem["loc"])
     where = f"{path}:{line_of(text, keys)}"
+    place = keys[:-1]
+    table = f"[[{place[0]}]]" if place and place[-1].isdigit() else f"[{'.'.join(place)}]"
+    if problem["type"] == "missing":
+        return f"{where}: {table if place else 'the file'} needs {keys[-1]!r}"
     if problem["type"] != "extra_forbidden":
         message = str(problem["msg"])
-        return f"{where}: {'.'.join(keys)}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
-    place = keys[:-1]
-    model = _WORDS.get(("agents", "*") if place[:1] == ("agents",) else place)
-    known = list(model.model_fields) if model else []
-    table = f" in [{'.'.join(place)}]" if place else ""
-    return f"{where}: unknown word {keys[-1]!r}{table}{nearest(keys[-1], known)}"
+        named = ".".join(key for key in keys if not key.isdigit())
+        return f"{where}: {named}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
+    model = words.get(place) or words.get((*place[:1], "*"))
+    known = _known(model) if model else []
+    return f"{where}: unknown word {keys[-1]!r}{f' in {table}' if place else ''}{nearest(keys[-1], known)}"
+
+
+def _known(model: type[BaseModel]) -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        alias = field.validation_alias
+        names.append(str(alias.choices[0]) if isinstance(alias, AliasChoices) else name)
+    return names
 
 
 def _check_agents(file: ConfigFile) -> None:
@@ -253,9 +314,14 @@ def line_of(text: str, keys: Sequence[str]) -> int:
     """
     best, depth = 1, 0
     table: tuple[str, ...] = ()
+    counts: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if header := _HEADER.match(line):
             table = path = _parts(header[1])
+            if line.lstrip().startswith("[[") and table != ("agents",):
+                # An entry of a list is addressed by its place in it.
+                counts[path] = counts.get(path, -1) + 1
+                table = path = (*path, str(counts[path]))
         elif key := _KEY.match(line):
             path = (*table, *_parts(key[1]))
             # An entry of [[agents]] is addressed by its id, which stands in a line of the table.

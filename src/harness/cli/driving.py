@@ -12,8 +12,9 @@ from harness.cli.codes import FAILED, INTERRUPTED, OutputLost, exit_code, report
 from harness.cli.interrupts import Interrupts
 from harness.cli.ledger import Ledger
 from harness.cli.screen import Header, Screen
+from harness.cli.text import safe
 from harness.events import Event
-from harness.keys import join_key
+from harness.keys import join_key, place_of
 from harness.records import Origin
 
 if TYPE_CHECKING:
@@ -21,8 +22,16 @@ if TYPE_CHECKING:
     from harness.run_stream import RunStream
 
 
-def drive(wired: Wired, start: Callable[[], RunStream], screen: Screen, header: Header, ledger: Ledger) -> int:
-    """Drive one run to its end or to an interruption.
+def drive(
+    wired: Wired,
+    start: Callable[[], RunStream],
+    screen: Screen,
+    header: Header,
+    ledger: Ledger,
+    *,
+    only: str = "",
+) -> int:
+    """Drive one run, or one task of it, to its end or to an interruption.
 
     Args:
         wired: the runtime.
@@ -30,11 +39,12 @@ def drive(wired: Wired, start: Callable[[], RunStream], screen: Screen, header: 
         screen: where it is shown.
         header: what is said first.
         ledger: the run's journal so far.
+        only: the scope of the task; empty for the run.
 
     Returns:
         The exit code.
     """
-    viewing = _Viewing(wired, screen, ledger)
+    viewing = _Viewing(wired, screen, ledger, only)
     with Interrupts(viewing.last_words) as interrupts:
         try:
             code = asyncio.run(viewing.run(start, header, interrupts))
@@ -60,18 +70,28 @@ def drive(wired: Wired, start: Callable[[], RunStream], screen: Screen, header: 
 class _Viewing:
     """One run, watched."""
 
-    def __init__(self, wired: Wired, screen: Screen, ledger: Ledger) -> None:
+    def __init__(self, wired: Wired, screen: Screen, ledger: Ledger, only: str) -> None:
         self._wired = wired
         self._screen = screen
         self._ledger = ledger
+        self._only = only
         self._run_id = ledger.state.run_id if ledger.state.seq else ""
         self.code: int | None = None
 
     def last_words(self) -> bool:
         """Say how to go on, unless that was said. Returns whether there is a run to go on with."""
         if self._run_id:
-            host.hint_interrupted("Run", join_key(self._run_id, self._wired.agent_id), Origin("cli"))
+            host.hint_interrupted(*self._label_and_key(), Origin("cli"))
         return bool(self._run_id)
+
+    def _label_and_key(self) -> tuple[str, str]:
+        """Say what was interrupted, and the key it is resumed by; as the library says it."""
+        if self._only:
+            place = place_of(self._only)
+            return f"Agent {safe(place.agent_id)}", join_key(self._run_id, place.task_id, place.agent_id)
+        state = self._ledger.state
+        agent_id = state.scopes[""].agent_id if state.scopes else self._wired.agent_id
+        return "Orchestration" if state.plan is not None else "Run", join_key(self._run_id, agent_id)
 
     async def run(self, start: Callable[[], RunStream], header: Header, interrupts: Interrupts) -> int:
         """Show the run's events until its end."""
@@ -97,7 +117,7 @@ class _Viewing:
         interrupts.leave(self.code)
         self._ledger.attach_end(stream.result)
         self._screen.end(stream.result)
-        report(stream.result)
+        report(stream.result, self._only)
         return self.code
 
     async def _show(self, event: Event) -> None:

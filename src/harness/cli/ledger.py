@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from harness.budget import GuardrailConfig, Spent
 from harness.cli.text import seconds
+from harness.cli.timeline import Timeline
 from harness.records import Entry
 from harness.result import RunResult
 from harness.state import RunState, apply
@@ -17,11 +18,13 @@ class Ledger:
 
     Attributes:
         state: the journal, folded.
+        timeline: its tasks, and when they were at work.
         limits: what the run may use; None where that is not known.
     """
 
     def __init__(self, run_id: str = "", limits: GuardrailConfig | None = None) -> None:
         self.state = RunState(run_id)
+        self.timeline = Timeline()
         self.limits = limits
         self._attached_at = time.monotonic()
         self._attached_s: float | None = None
@@ -31,6 +34,7 @@ class Ledger:
         for entry in entries:
             if entry.seq == self.state.seq + 1:
                 apply(self.state, entry.record, entry.at)
+                self.timeline.follow(entry)
 
     def attach_end(self, result: RunResult) -> None:
         """Take the numbers of a run that has ended."""

@@ -8,9 +8,11 @@ import sys
 from typing import NamedTuple, Protocol, TextIO
 
 from harness.cli.ledger import Ledger
-from harness.cli.narrator import Line, Narrator
-from harness.cli.text import count, one_line, safe
-from harness.events import Action, Discarded, Event, Observation, Progress, Token
+from harness.cli.narrator import Line, Narrator, label_of
+from harness.cli.text import count, safe
+from harness.cli.timeline import Timeline
+from harness.events import Discarded, Event, Token
+from harness.keys import place_of
 from harness.result import Finished, RunResult
 
 PLAIN_WIDTH = 160
@@ -94,6 +96,8 @@ def event_as_json(event: Event) -> dict[str, object]:
         "type": event.type.value,
         "run_id": event.run_id,
         "agent_id": event.agent_id,
+        "scope": event.scope,
+        "parent": event.parent,
         "seq": event.seq,
         "timestamp": event.timestamp,
         "payload": dict(event.payload),
@@ -106,17 +110,18 @@ def print_json(value: object) -> None:
 
 
 class Plain:
-    """Plain lines, without colour and control characters."""
+    """Plain lines, without colour and control characters. Every line of a task begins with its name."""
 
     def __init__(self, *, tokens: bool = False, result_lines: int | None = 6) -> None:
         self.tokens = tokens
         self._narrator = Narrator(PLAIN_WIDTH, result_lines=result_lines)
         self._ledger = Ledger()
-        self._in_tokens = False
+        self._in_tokens: str | None = None
 
     def open(self, header: Header, ledger: Ledger) -> None:
         """Print what runs."""
         self._ledger = ledger
+        self._narrator.timeline = ledger.timeline
         print(f"goal: {safe(header.goal)}")
         print(safe(" · ".join(header.facts)))
         for note in header.notes:
@@ -126,44 +131,84 @@ class Plain:
     def show(self, event: Event) -> None:
         """Print an event's lines."""
         if isinstance(event, Token):
-            self._in_tokens = True
+            if self._in_tokens != event.scope:
+                self.close()
+                print(f"[{label_of(event.scope)}] " if event.scope else "", end="")
+                self._in_tokens = event.scope
             print(safe(event.text), end="", flush=True)
             return
-        if self._in_tokens:
-            self._in_tokens = False
-            print()
+        self.close()
         if isinstance(event, Discarded):
-            print("(the reply above was cut and is taken back)")
+            print(_named("(the reply above was cut and is taken back)", event.scope))
         for line in self._narrator.lines(event):
             self.print(line)
         sys.stdout.flush()
 
     def print(self, line: Line) -> None:
         """Print one line."""
+        if line.scope:
+            self._print_scoped(line)
+            return
         step = f"[{line.step}] "
         match line.kind:
             case "thought" | "call":
                 print(_indent(line.text, step))
-            case "result":
+            case "result" | "reply":
                 print(_indent(line.text, " " * len(step) + "  "))
             case "failed":
                 print(_indent(line.text, " " * len(step) + "! "))
             case "answer":
                 print(_indent(line.text, "answer: "))
-            case "note":
+            case "note" | "head":
                 print(f"-- {line.text}")
             case "warning":
                 print(f"-- warning: {line.text}")
+            case "task":
+                print(f"   {line.mark:<9} {line.text}")
+            case "outcome":
+                print(f"   {line.text}")
 
-    def note(self, text: str) -> None:
+    def _print_scoped(self, line: Line) -> None:
+        step = ""
+        text = line.text
+        match line.kind:
+            case "thought" | "call":
+                step = f" {line.step}"
+            case "result" | "reply":
+                text = _indent(text, "  ")
+            case "failed":
+                text = _indent(text, "! ")
+            case "note":
+                text = f"-- {text}"
+            case "warning":
+                text = f"-- warning: {text}"
+            case "task" if line.mark == "running":
+                text = f"started: {text}"
+            case _:
+                pass
+        print(_named(text, line.scope, step))
+
+    def note(self, text: str, scope: str = "") -> None:
         """Print a remark of the command line's own."""
-        print(f"-- {text}")
+        print(_named(f"-- {text}", scope))
 
     def close(self) -> None:
         """End a line of tokens."""
-        if self._in_tokens:
-            self._in_tokens = False
+        if self._in_tokens is not None:
+            self._in_tokens = None
             print(flush=True)
+
+    def chart(self, timeline: Timeline, *, driven: bool) -> None:
+        """Print what each task took."""
+        from harness.cli import chart
+
+        rows = chart.rows_of(timeline, driven=driven)
+        layout = chart.lay_out(rows, PLAIN_WIDTH, bars=False)
+        print(f"-- timings: {chart.caption(timeline)}")
+        print(f"   {'state':<11} {chart.headings(layout)}".rstrip())
+        for row in rows:
+            note = "" if row.note == row.standing else row.note
+            print(f"   {row.standing:<11} {chart.cells(row, layout)}  {note}".rstrip())
 
     def end(self, result: RunResult) -> None:
         """Print what was used."""
@@ -174,21 +219,15 @@ def _indent(text: str, first: str) -> str:
     return first + text.replace("\n", "\n" + " " * len(first))
 
 
+def _named(text: str, scope: str, step: str = "") -> str:
+    """Put a task's name before each line, so that lines of tasks at work at the same time can be told apart."""
+    if not scope:
+        return text
+    first = f"[{label_of(scope)}{step}] " + "  " * place_of(scope).depth
+    return "\n".join(first + line for line in text.split("\n"))
+
+
 def summary(result: RunResult, ledger: Ledger) -> str:
     """Say in one line what a run used: steps, tokens, cost, time and how sure the model is."""
     sure = f" · confidence {result.confidence:.2f}" if isinstance(result, Finished) else ""
     return f"{count(result.steps, 'step')} · {ledger.line()}{sure}"
-
-
-def activity(event: Event, running: list[str]) -> str:
-    """Say what the run does after an event. ``running`` holds the names of tools at work; it is kept up to date."""
-    match event:
-        case Action():
-            running.append(event.tool)
-        case Observation() if event.tool in running:
-            running.remove(event.tool)
-        case Progress():
-            return one_line(f"{event.tool}: {event.text}", 60)
-        case _:
-            pass
-    return one_line("running " + ", ".join(running), 60) if running else "asking the model"

@@ -1,4 +1,4 @@
-"""From what the user chose to a runtime: the agent, its tools, the model. Nothing is guessed twice: a run keeps it."""
+"""From what the user chose to a runtime: agents, tools, models. Nothing is guessed twice: a run keeps it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.errors import ConfigError
 from harness.records import Origin
 from harness.registry import ToolRegistry, nearest
 from harness.runtime import AgentRuntime
-from harness.tools import as_tool, file_tools
+from harness.tools import as_tool, delegate, file_tools
 
 if TYPE_CHECKING:
     from harness.cli.config import AgentTable, ConfigFile, FileModel
@@ -44,7 +44,11 @@ READER = AgentConfig(
 
 
 class Wired(NamedTuple):
-    """A runtime that is ready, and what to say about it."""
+    """A runtime that is ready, and what to say about it.
+
+    Attributes:
+        agent_id: the agent that runs it; empty where the run itself finds out who works.
+    """
 
     runtime: AgentRuntime
     agent_id: str
@@ -73,13 +77,13 @@ def wire(choices: Choices, *, trust: bool = False, server_named: bool = True) ->
     trusting.check(files, trust=trust)
     project = next((file for file in files if file.path != config.user_file()), None)
     told = config.merged(files)
-    agent, tools = _agent_and_tools(choices, told, files)
+    crew = _Crew(choices, told, files)
+    chosen = _chosen(choices, list(told.agents))
+    crew.add(chosen)
+    agent_id = "" if choices.team or len(chosen) > 1 else chosen[0]
     endpoint = find_endpoint(choices.llm, choices.model, choices.protocol, told.llm, key_env=choices.api_key_env)
     trusting.check_server(endpoint.base_url, named_here=server_named, trust=trust)
-    if endpoint.is_local and agent.llm_settings.temperature is None:
-        agent = msgspec.structs.replace(
-            agent, llm_settings=msgspec.structs.replace(agent.llm_settings, temperature=0.0)
-        )
+    agents = [_decided(agent) for agent in crew.agents] if endpoint.is_local else crew.agents
     limits = _limits(choices, told.budget.limits())
     folder = str(Path(choices.folder or ".").resolve())
     kept = msgspec.structs.replace(
@@ -88,13 +92,22 @@ def wire(choices: Choices, *, trust: bool = False, server_named: bool = True) ->
         llm=endpoint.base_url,
         model=endpoint.model,
         protocol=endpoint.protocol,
-        agent=agent.agent_id,
+        agent=agent_id or None,
+        team=not agent_id,
         config=str(project.path.absolute()) if project else "",
         api_key_env=endpoint.key_env,
     )
-    runtime = _runtime(make_llm(endpoint), agent, tools, limits, kept)
-    facts = (f"agent {agent.agent_id}", f"model {endpoint.describe()}", f"folder {folder}")
-    return Wired(runtime, agent.agent_id, limits, facts)
+    runtime = AgentRuntime(
+        llm=make_llm(endpoint),
+        llm_by_site={site: make_llm(endpoint._replace(model=model)) for site, model in told.llm.sites().items()},
+        agents=agents,
+        tool_registry=crew.tools,
+        guardrail_config=limits,
+        auto_resume=False,
+        origin=_origin(kept),
+    )
+    who = f"agent {agent_id}" if agent_id else f"agents {', '.join(agent.agent_id for agent in agents)}"
+    return Wired(runtime, agent_id, limits, (who, f"model {endpoint.describe()}", f"folder {folder}"))
 
 
 def wire_demo(choices: Choices) -> Wired:
@@ -105,20 +118,29 @@ def wire_demo(choices: Choices) -> Wired:
     agent = READER if choices.max_steps is None else msgspec.structs.replace(READER, max_steps=choices.max_steps)
     limits = _limits(choices, GuardrailConfig())
     tools = ToolRegistry(file_tools(demo.FILES))
-    runtime = _runtime(demo.RecordedLLM(recording, fast=choices.fast), agent, tools, limits, choices)
+    runtime = AgentRuntime(
+        llm=demo.RecordedLLM(recording, fast=choices.fast),
+        agents=[agent],
+        tool_registry=tools,
+        guardrail_config=limits,
+        auto_resume=False,
+        origin=_origin(choices),
+    )
     replies = f"the model's replies are a recording of {recording.model}"
     notes = (f"Demonstration: {replies}; the tools run for real, on the files of this folder.",)
     return Wired(runtime, agent.agent_id, limits, (f"agent {agent.agent_id}", f"folder {demo.FILES}"), notes)
 
 
-def _runtime(
-    llm: object, agent: AgentConfig, tools: ToolRegistry, limits: GuardrailConfig, choices: Choices
-) -> AgentRuntime:
+def _origin(choices: Choices) -> Origin:
     # The words, not the interpreter's path: they are shown to people.
-    origin = Origin("cli", ("harness", *sys.argv[1:]), str(Path.cwd()), choices.settings())
-    return AgentRuntime(
-        llm=llm, agents=[agent], tool_registry=tools, guardrail_config=limits, auto_resume=False, origin=origin
-    )
+    return Origin("cli", ("harness", *sys.argv[1:]), str(Path.cwd()), choices.settings())
+
+
+def _decided(agent: AgentConfig) -> AgentConfig:
+    """Take the chance out of a small local model, where the user has not said how much of it there is to be."""
+    if agent.llm_settings.temperature is not None:
+        return agent
+    return msgspec.structs.replace(agent, llm_settings=msgspec.structs.replace(agent.llm_settings, temperature=0.0))
 
 
 def _limits(choices: Choices, limits: GuardrailConfig) -> GuardrailConfig:
@@ -129,39 +151,98 @@ def _limits(choices: Choices, limits: GuardrailConfig) -> GuardrailConfig:
     return limits
 
 
-def _agent_and_tools(choices: Choices, told: FileModel, files: list[ConfigFile]) -> tuple[AgentConfig, ToolRegistry]:
-    name = _agent_name(choices.agent, list(told.agents))
-    registry = ToolRegistry()
-    readers = file_tools(choices.folder or ".")
-    by_name = {tool.spec.name: tool for tool in readers}
-    for file in files:
-        _check_words(file, list(by_name))
-    table = told.agents.get(name)
-    if table is None:
-        agent = READER
-        for tool in readers:
-            registry.register(tool)
-    else:
-        file = next(file for file in reversed(files) if name in file.data.agents)
+def _chosen(choices: Choices, defined: list[str]) -> list[str]:
+    """Return the agents the run may give work to: the one that was named, or all there are."""
+    wanted = choices.agent
+    if wanted is None:
+        return defined or [READER.agent_id]
+    if wanted not in defined and wanted != READER.agent_id:
+        raise ConfigError(f"unknown agent {wanted!r}{nearest(wanted, [*defined, READER.agent_id])}")
+    return [wanted]
+
+
+class _Crew:
+    """Builds the agents of the configuration files, and the tools they share.
+
+    Attributes:
+        agents: those that were added, and those they may delegate to.
+        tools: what any of them may call.
+    """
+
+    def __init__(self, choices: Choices, told: FileModel, files: list[ConfigFile]) -> None:
+        self.agents: list[AgentConfig] = []
+        self.tools = ToolRegistry()
+        self._max_steps = choices.max_steps
+        self._told = told
+        self._files = files
+        self._readers = file_tools(choices.folder or ".")
+        self._by_name = {tool.spec.name: tool for tool in self._readers}
+        self._loaded: dict[tuple[Path, str], Tool] = {}
+        self._delegates: dict[str, Tool] = {}
+        for file in files:
+            _check_words(file, list(self._by_name))
+
+    def add(self, names: list[str]) -> None:
+        """Add agents, with those they delegate to."""
+        waiting = [*names]
+        while waiting:
+            name = waiting.pop(0)
+            if all(agent.agent_id != name for agent in self.agents):
+                agent = self._agent(name)
+                if self._max_steps is not None:
+                    agent = msgspec.structs.replace(agent, max_steps=self._max_steps)
+                self.agents.append(agent)
+                others = [self.tools.get(tool).spec.delegate_to for tool in agent.allowed_tools or ()]
+                waiting += [other for other in others if other in self._told.agents]
+
+    def _agent(self, name: str) -> AgentConfig:
+        table = self._told.agents.get(name)
+        if table is None:
+            for tool in self._readers:
+                self._register(tool)
+            return READER
+        file = next(file for file in reversed(self._files) if name in file.data.agents)
+        return _agent(name, table, file, tuple(self._tools_of(name, table, file)))
+
+    def _tools_of(self, name: str, table: AgentTable, file: ConfigFile) -> list[str]:
+        """Register an agent's tools and return their names."""
+        names: list[str] = []
         for word in dict.fromkeys(table.tools):
-            wanted = readers if word == FILES_WORD else [by_name.get(word) or _load(word, file, name)]
-            for tool in wanted:
-                if tool not in readers or tool.spec.name not in registry.all_names():
-                    registry.register(tool)
-        agent = _agent(name, table, file, tuple(registry.all_names()))
-    if choices.max_steps is not None:
-        agent = msgspec.structs.replace(agent, max_steps=choices.max_steps)
-    return agent, registry
+            at = f"{file.path}:{file.line('agents', name, 'tools')}"
+            for tool in (
+                self._readers if word == FILES_WORD else [self._by_name.get(word) or self._load(word, file, at)]
+            ):
+                if not self._register(tool):
+                    raise ConfigError(f"{at}: the tool {word!r}: another tool is named {tool.spec.name!r} already")
+                names.append(tool.spec.name)
+        at = f"{file.path}:{file.line('agents', name, 'delegates')}"
+        names += [self._delegate(other, at) for other in table.delegates]
+        return list(dict.fromkeys(names))
 
+    def _delegate(self, other: str, at: str) -> str:
+        """Register the tool that gives work to an agent and return its name."""
+        defined = self._told.agents
+        if other not in defined:
+            raise ConfigError(f"{at}: it delegates to an unknown agent {other!r}{nearest(other, defined)}")
+        made = self._delegates.get(other)
+        if made is None:
+            # The config is made for its role alone; the agent itself is built with its tools, once, by ``add``.
+            made = self._delegates[other] = delegate(AgentConfig(other, defined[other].role))
+        if not self._register(made):
+            raise ConfigError(f"{at}: another tool is named {made.spec.name!r} already")
+        return made.spec.name
 
-def _agent_name(wanted: str | None, defined: list[str]) -> str:
-    if wanted is not None:
-        if wanted not in defined and wanted != READER.agent_id:
-            raise ConfigError(f"unknown agent {wanted!r}{nearest(wanted, [*defined, READER.agent_id])}")
-        return wanted
-    if len(defined) > 1:
-        raise ConfigError(f"harness.toml defines {len(defined)} agents: choose one with --agent ({', '.join(defined)})")
-    return defined[0] if defined else READER.agent_id
+    def _register(self, tool: Tool) -> bool:
+        """Register a tool that any number of agents may share; False where another has its name."""
+        if tool.spec.name not in self.tools.all_names():
+            self.tools.register(tool)
+        return self.tools.get(tool.spec.name) is tool
+
+    def _load(self, word: str, file: ConfigFile, at: str) -> Tool:
+        key = file.path.absolute().parent, word
+        if key not in self._loaded:
+            self._loaded[key] = _load(word, key[0], at)
+        return self._loaded[key]
 
 
 def _check_words(file: ConfigFile, known: list[str]) -> None:
@@ -173,13 +254,11 @@ def _check_words(file: ConfigFile, known: list[str]) -> None:
                 raise ConfigError(f"{at}: agent {name!r} names an unknown tool {word!r}{hint}; or a 'module:function'")
 
 
-def _load(word: str, file: ConfigFile, agent: str) -> Tool:
+def _load(word: str, folder: Path, at: str) -> Tool:
     """Import a tool that a harness.toml names as ``module:function``; modules beside the file are found first."""
-    at = f"{file.path}:{file.line('agents', agent, 'tools')}"
     module, _, name = word.partition(":")
-    folder = str(file.path.absolute().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     try:
         found: object = importlib.import_module(module)
         for part in name.split("."):
@@ -207,6 +286,6 @@ def _agent(name: str, table: AgentTable, file: ConfigFile, tools: tuple[str, ...
         prompt = PROMPT if set(READER.allowed_tools or ()) & set(tools) else ""
     given = table.model_dump(exclude_none=True)
     settings = LLMSettings(**{key: given.pop(key) for key in LLMSettings.__struct_fields__ if key in given})
-    for key in ("role", "prompt", "prompt_file", "tools"):
+    for key in ("role", "prompt", "prompt_file", "tools", "delegates"):
         given.pop(key, None)
     return AgentConfig(name, table.role, prompt, tools, llm_settings=settings, **given)

@@ -1,0 +1,176 @@
+"""``harness runs`` and ``harness show``: what is stored, for a person or a program to read."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from harness import host
+from harness.checkpoint.base import RunQuery, RunStatus
+from harness.cli import screen as screens
+from harness.cli.codes import OK, report
+from harness.cli.ledger import Ledger
+from harness.cli.narrator import RESULT_LINES
+from harness.cli.screen import Header
+from harness.cli.stored import KINDS, Found, Listed, key_of, listing, read, status_of
+from harness.cli.text import age, count, one_line, safe
+from harness.errors import ConfigError
+from harness.events import Event, Projection
+from harness.keys import join_key, place_of
+from harness.records import SITE_OF, LLMFinished
+
+if TYPE_CHECKING:
+    from harness.cli.tree import Tree
+
+KEY_WIDTH = 40
+"""Characters of a key in a listing; a longer one is shown whole by ``runs --json``."""
+
+
+def list_runs(status: RunStatus | None, limit: int, *, as_json: bool) -> int:
+    """List runs."""
+    if limit < 1:
+        raise ConfigError(f"--limit must be 1 or more, not {limit}")
+    found = asyncio.run(listing(RunQuery(status=status, limit=limit)))
+    if as_json:
+        for run in found:
+            screens.print_json(_as_json(run))
+        return OK
+    if not found:
+        print(f"no runs in {host.state_dir()}", file=sys.stderr)
+        return OK
+    now = time.time()
+    rows = [
+        (
+            _short(safe(join_key(run.run_id))),
+            run.status,
+            safe(agent_id) or kind,
+            age(now - run.started_at),
+            one_line(run.goal, 60),
+        )
+        for run, agent_id, kind in found
+    ]
+    names = ("key", "status", "agent", "age", "goal")
+    if screens.is_terminal(sys.stdout):
+        from harness.cli.tree import print_table
+
+        print_table(names, rows)
+        return OK
+    widths = [max(len(row[column]) for row in (names, *rows)) for column in range(len(names))]
+    for row in (names, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return OK
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= KEY_WIDTH else key[: KEY_WIDTH - 1] + "…"
+
+
+def _as_json(listed: Listed) -> dict[str, object]:
+    run = listed.summary
+    return {
+        "run_id": run.run_id,
+        "key": join_key(run.run_id, listed.agent_id),
+        "status": run.status,
+        "agent_id": listed.agent_id,
+        "kind": listed.kind,
+        "goal": run.goal,
+        "started_at": run.started_at,
+        "updated_at": run.updated_at,
+        "origin": run.origin.kind if run.origin else None,
+    }
+
+
+def show(key: str, *, full: bool, as_json: bool) -> int:
+    """Show a run's steps, or those of one of its tasks."""
+    found = asyncio.run(read(key))
+    if as_json:
+        for event in events_of(found):
+            screens.print_json(screens.event_as_json(event))
+        return OK
+    lines = None if full else RESULT_LINES
+    if screens.is_terminal(sys.stdout):
+        from harness.cli.tree import Tree
+
+        screen: screens.Plain | Tree = Tree(live=False, result_lines=lines)
+    else:
+        screen = screens.Plain(result_lines=lines)
+    _show(found, screen, asyncio.run(status_of(found.state)))
+    return OK
+
+
+def _show(found: Found, screen: screens.Plain | Tree, status: RunStatus) -> None:
+    state, started = found.state, found.state.started
+    assert started is not None  # a journal begins with it
+    ledger = Ledger(state.run_id)
+    ledger.follow(found.entries)
+    screen.open(Header(started.goal, _facts(found, status)), ledger)
+    projection = Projection()
+    for entry in found.entries:
+        for event in projection.events(entry):
+            if _is_in(event.scope, found.scope):
+                screen.show(event)
+        if isinstance(entry.record, LLMFinished) and _is_in(entry.record.scope, found.scope):
+            screen.note(_used(entry.record), entry.record.scope)
+    if (copied := state.inherited.usage) and (copied.input_tokens or copied.output_tokens):
+        screen.note(
+            f"{copied.input_tokens + copied.output_tokens:,} tokens of the copied steps were spent before the fork"
+        )
+    if ledger.timeline.rows and not found.scope:
+        screen.chart(ledger.timeline, driven=status == "running")
+    result = found.result()
+    if result is not None:
+        screen.end(result)
+        report(result, found.scope, over=state.over is not None)
+    else:
+        screen.note(f"{count(state.steps, 'step')} · {ledger.line()}")
+        key = found.key if found.scope else key_of(state)
+        print(f"Resume: {safe(host.resume_command(started.origin, key))}", flush=True)
+
+
+def _facts(found: Found, status: RunStatus) -> tuple[str, ...]:
+    """Say in a few words each which run it is, and who is at work in it."""
+    state, started = found.state, found.state.started
+    assert started is not None  # a journal begins with it
+    agent_id, plan = state.scopes[""].agent_id, state.plan
+    if plan is not None:
+        agents = dict.fromkeys(task.task.agent_id for task in plan.tasks.values())
+        who = f"plan of {count(len(plan.tasks), 'task')} for {', '.join(agents)}"
+    else:
+        who = f"agent {agent_id}" if agent_id else KINDS[started.strategy]
+    facts = (f"run {key_of(state)}", status, who)
+    if found.scope:
+        facts += (f"only task {place_of(found.scope).task_id}",)
+    if state.fingerprints is not None:
+        facts += (f"model {state.fingerprints.llm}",)
+    if started.continues:
+        facts += (f"continues {started.continues}",)
+    if started.forked_from is not None:
+        facts += (f"forked from {started.forked_from.run_id} at step {started.forked_from.step}",)
+    return facts
+
+
+def _used(record: LLMFinished) -> str:
+    used = record.usage
+    price = "" if used.unpriced else f" · ${used.cost_usd:.4f}"
+    site = "" if record.purpose in ("step", "compaction") else f"{SITE_OF[record.purpose]}: "
+    return f"{site}{used.input_tokens:,} tokens in, {used.output_tokens:,} out{price}"
+
+
+def _is_in(scope: str, only: str) -> bool:
+    return not only or place_of(scope).task_id == place_of(only).task_id
+
+
+def events_of(found: Found, *, last: bool = False) -> list[Event]:
+    """Return the events of a run, or of one of its tasks.
+
+    Args:
+        found: the run, or the task.
+        last: only what its last event shows.
+    """
+    projection = Projection()
+    events = [
+        event for entry in found.entries for event in projection.events(entry) if _is_in(event.scope, found.scope)
+    ]
+    return events[-1:] if last else events
