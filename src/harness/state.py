@@ -463,7 +463,8 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
 def _planned(state: RunState, record: r.Planned, _at: float) -> None:
     scope = state.scopes[record.scope]
     tasks = {task.id: TaskState(task) for task in record.tasks}
-    scope.plan = PlanState(tasks, record.rationale)
+    begun = scope.plan.begun if scope.plan is not None else {}
+    scope.plan = PlanState(tasks, record.rationale, begun)
     _settled(scope)
 
 
@@ -478,6 +479,8 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
     plan.rationale = record.rationale
     plan.replans = record.count
+    if not record.trigger_task:
+        plan.replans_base += 1  # a person's correction is none of the replans that are limited
     _settled(scope)
 
 
@@ -783,7 +786,7 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
     if record.decision == "session":
         for covered in request.session:
             state.allowed[covered] = (request, record)
-    elif record.decision == "steer" and request.kind == "tool":
+    elif record.decision == "steer" and request.kind != "in_doubt":
         scope.guidance.append((record.text, record.tokens))
 
 
@@ -861,6 +864,7 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
             scope.phase = "model"
         if scope.plan is not None:
             _reopen(scope.plan)
+            scope.request = scope.answer = None
 
 
 def _reopen(plan: PlanState) -> None:
