@@ -278,10 +278,11 @@ class Compacted(BusEvent, frozen=True, kw_only=True):
 
 
 class Warned(BusEvent, frozen=True, kw_only=True):
-    """Something a person should know; the run goes on."""
+    """Something a person should know; the run goes on. ``task_id`` names a task that is skipped."""
 
     type = EventType.WARNING
     text: str
+    task_id: str = ""
 
 
 class TaskDone(BusEvent, frozen=True, kw_only=True):
@@ -300,6 +301,7 @@ class TaskDone(BusEvent, frozen=True, kw_only=True):
     budget: dict[str, object] = {}
     task_id: str = ""
     success: bool = True
+    doubtful: bool = False
     message: str = ""
 
     @property
@@ -312,7 +314,7 @@ class TaskDone(BusEvent, frozen=True, kw_only=True):
         """What holds for it: what was spent at the end of a run, the task and its outcome within one."""
         own: dict[str, object] = {"answer": self.answer, "confidence": self.confidence, "steps": self.steps}
         if self.scope:
-            own |= {"task_id": self.task_id, "success": self.success, "error": self.message}
+            own |= {"task_id": self.task_id, "success": self.success, "doubtful": self.doubtful, "error": self.message}
         else:
             own |= {"cost_usd": self.cost_usd, "elapsed_seconds": self.elapsed_seconds, "budget": self.budget}
         return MappingProxyType(_plain(own))
@@ -494,16 +496,18 @@ class Projection:
     Attributes:
         agent_id: the agent of the run's root; empty while there is none.
         plan: the plan in force; None where there is none.
+        is_fork: whether the run begins with what was copied from another.
 
     >>> started = r.RunStarted(r.VERSION, "Tidy up.", "a", r.Fingerprints("", "", ""))
     >>> [event.type.value for event in Projection().events(r.Entry("r1", 1, 0.0, started))]
     ['STARTED']
     """
 
-    __slots__ = ("agent_id", "plan")
+    __slots__ = ("agent_id", "is_fork", "plan")
 
     def __init__(self, entries: Sequence[r.Entry] = ()) -> None:
         self.agent_id = ""
+        self.is_fork = False
         self.plan: Plan | None = None
         for entry in entries:
             if type(entry.record) in _REMEMBERED:
@@ -571,11 +575,12 @@ def _common(told: Projection, entry: r.Entry, scope: str = "") -> _Common:
 
 def _run_started(told: Projection, entry: r.Entry, record: r.RunStarted) -> Sequence[Event]:
     told.agent_id = record.agent_id
+    told.is_fork = record.forked_from is not None
     return (Started(*_common(told, entry), goal=record.goal),)
 
 
 def _driver_started(told: Projection, entry: r.Entry, record: r.DriverStarted) -> Sequence[Event]:
-    if record.epoch == 1:
+    if record.epoch == 1 and not told.is_fork:
         return ()
     events: list[Event] = [Resumed(*_common(told, entry), epoch=record.epoch)]
     if told.plan is not None:
@@ -640,13 +645,18 @@ def _scope_closed(told: Projection, entry: r.Entry, record: r.ScopeClosed) -> Se
         steps=record.steps,
         task_id=place_of(record.child).task_id,
         success=record.success,
+        doubtful=record.doubtful,
         message=record.error,
     )
     return (done,)
 
 
 def _task_skipped(told: Projection, entry: r.Entry, record: r.TaskSkipped) -> Sequence[Event]:
-    return (Warned(*_common(told, entry), text=f"task {record.task_id!r} is skipped: {record.reason}"),)
+    return (
+        Warned(
+            *_common(told, entry), text=f"task {record.task_id!r} is skipped: {record.reason}", task_id=record.task_id
+        ),
+    )
 
 
 def _synthesised(told: Projection, entry: r.Entry, record: r.Synthesised) -> Sequence[Event]:
