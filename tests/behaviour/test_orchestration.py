@@ -899,7 +899,7 @@ async def test_events_of_deeper_work_name_the_scope_that_gave_it(store: Checkpoi
     seen = await events_of(runtime.run_plan_stream(plan))
     scopes = {event.scope: event.parent for event in seen if isinstance(event, TaskStarted)}
     assert scopes == {
-        "t/1/lead": "",
+        "t/1/lead": None,
         "t/1/lead/delegate/1.0/writer": "t/1/lead",
         "t/1/lead/delegate/1.0/writer/delegate/1.0/lead": "t/1/lead/delegate/1.0/writer",
     }
