@@ -42,7 +42,7 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import RunState, ScopeState, apply, open_questions, question_of
-from harness.strategies.base import Ask, Pause, Strategy
+from harness.strategies.base import Ask, Pause, Strategy, Wait
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -73,7 +73,16 @@ Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
 CLOSE_PROMPT_S = 1.0
 """Seconds a prompt may take to close when its question was answered elsewhere."""
 
-_URGENT = (DriverStarted, ScopeClosed, RunFinished, RunFailed, RunCancelled, RunParked, ApprovalRequested, ApprovalResolved)
+_URGENT = (
+    DriverStarted,
+    ScopeClosed,
+    RunFinished,
+    RunFailed,
+    RunCancelled,
+    RunParked,
+    ApprovalRequested,
+    ApprovalResolved,
+)
 
 
 class Driver:
@@ -123,6 +132,7 @@ class Driver:
         self._make_bench = make_bench
         self._benches: dict[str, Workbench] = {}
         self._touched: dict[str, None] = {}  # scopes whose strategy is to be asked, in order
+        self._waiting: dict[str, None] = {}  # scopes that wait for any call to end
         self._only = only
         self._approver = approver
         self._seal = seal
@@ -271,6 +281,8 @@ class Driver:
                     elif type(step) is Pause:
                         scope.pausing = True
                         starts.append(step)
+                    elif type(step) is Wait:
+                        self._waiting[path] = None
                     elif type(step) is Ask:
                         (scope if step.index < 0 else scope.calls[step.index]).asking = True
                         starts.append(step)
@@ -326,6 +338,9 @@ class Driver:
 
     def _note_outcome(self, scope_path: str, record: Record | None) -> None:
         self._touched[scope_path] = None
+        if self._waiting:
+            self._touched.update(self._waiting)
+            self._waiting = {}
         if record is None:
             return
         self._note(record)

@@ -127,14 +127,14 @@ async def call_llm(
     request = build_request(bench, scope, start)
     log = bench.log
     response: LLMResponse | None = None
-    shown, is_step = False, start.purpose == "step"
+    shown, heard, is_step = False, False, start.purpose == "step"
     settings = request.settings
     stream: AsyncIterator[LLMDelta] | None = None
     try:
         stream = (bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)).stream(request)
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
-            watchdog.seen = True
+            watchdog.seen = heard = True
             if type(delta) is ResponseDone:
                 response = delta.response
                 break
@@ -146,7 +146,7 @@ async def call_llm(
             raise MalformedResponse("the reply ended before it was complete", transient=True)
         outcome = _llm_outcome(bench, start, response)
     except BaseException as error:
-        failed = _llm_failure(bench, start, watchdog, error)
+        failed = _llm_failure(bench, start, watchdog, error, answered=shown or heard)
         if shown:
             log.discard(start.scope, scope.agent_id, failed.error if failed else "interrupted")
         await _close(stream, watchdog)
@@ -159,16 +159,16 @@ async def call_llm(
 
 def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMRequest:
     """Project what the model is asked from the journal and the configuration."""
-    agent = bench.agent
+    agent, settings = bench.agent, bench.agent.llm_settings
+    if start.max_output:
+        settings = msgspec.structs.replace(settings, max_output_tokens=start.max_output)
     if start.purpose == "step":
-        return LLMRequest(
-            agent.system_prompt, scope.view(), bench.specs, agent.llm_settings, agent.confidence_from_llm
-        )  # fmt: skip
+        return LLMRequest(agent.system_prompt, scope.view(), bench.specs, settings, agent.confidence_from_llm)
     if start.purpose == "compaction":
         text = working_memory.transcript(scope, start.upto)
-        return LLMRequest(working_memory.SUMMARY_PROMPT, [user(text)], (), agent.llm_settings)
+        return LLMRequest(working_memory.SUMMARY_PROMPT, [user(text)], (), settings)
     asked = prompts.question(start.purpose, scope, bench.config)
-    return LLMRequest(asked.system, asked.messages, (), agent.llm_settings, response_schema=asked.schema)
+    return LLMRequest(asked.system, asked.messages, (), settings, response_schema=asked.schema)
 
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
@@ -177,12 +177,18 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
     if response.finish not in _FINISHES:
         raise ValueError(f"its finish reason must be one of {', '.join(_FINISHES)}, not {response.finish!r}")
     tokens = working_memory.part_tokens(parts, bench.config.count)
+    usage = _counted(response.usage)
+    estimated = (
+        usage.input_tokens == usage.output_tokens == usage.cost_microusd == 0 and start.reserved.input_tokens > 0
+    )
+    if estimated:
+        usage = Usage(start.tokens, tokens, cost_microusd=_priced(bench, start, tokens), unpriced=usage.unpriced)
     return LLMFinished(
         start.step,
         bench.clock(),
         parts,
         response.finish,
-        _counted(response.usage),
+        usage,
         start.scope,
         start.attempt,
         start.purpose,
@@ -191,7 +197,15 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
         _text(response.malformed or ""),
         _sure(response.confidence),
         tokens,
+        estimated,
     )
+
+
+def _priced(bench: Workbench, start: LLMStarted, output: int) -> int:
+    """Price a reply of which the provider has not said what it used."""
+    config = bench.config
+    price = config.price if start.purpose == "step" else config.prices.get(start.purpose, config.price)
+    return (price(start.tokens, output) or 0) if price is not None else 0
 
 
 _FINISHES: tuple[FinishReason, ...] = get_args(FinishReason)
@@ -216,13 +230,24 @@ def _sure(confidence: object) -> float | None:
     return None
 
 
-def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException) -> LLMFailed | None:
-    """Turn an exception into a failed attempt, or return None where it is not the model's."""
+def _llm_failure(
+    bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException, *, answered: bool
+) -> LLMFailed | None:
+    """Turn an exception into a failed attempt, or return None where it is not the model's.
+
+    Args:
+        bench: the workbench.
+        start: the attempt.
+        watchdog: its deadlines.
+        error: what was raised.
+        answered: the model had begun to answer, and is paid for that.
+    """
     asked: float | None = None
     refused = False
     if isinstance(error, asyncio.CancelledError):
         if watchdog.caught():
             transient, text = True, "no reply within its deadline"
+            answered = True  # for all that is known
         elif _is_cancelled():
             return None
         else:
@@ -246,6 +271,8 @@ def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error:
         start.purpose,
         retry_in_s,
         refused,
+        start.reserved.as_usage(priced=start.priced) if answered else Usage(),
+        answered and start.reserved.input_tokens > 0,
     )
 
 

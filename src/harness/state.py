@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Spent, Usage
+from harness.budget import Held, Reservation, Spent, Usage
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -293,6 +293,7 @@ class RunState:
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
         shares: what was used, by call site, agent and task; what a fork's copied records had used is left out.
+        reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
         questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
         allowed: for each scope of "allow for this session", the question and the answer it comes from.
@@ -324,6 +325,7 @@ class RunState:
         "parked",
         "process",
         "questions",
+        "reserved",
         "run_id",
         "scopes",
         "seq",
@@ -349,6 +351,7 @@ class RunState:
         self.inherited = Spent()
         self.ledger = self.spent
         self.shares: dict[tuple[r.Site, str, str], Usage] = {}
+        self.reserved = Held()
         self.in_flight = 0
         self.questions: dict[str, tuple[str, int]] = {}
         self.allowed: dict[str, tuple[r.ApprovalRequested, r.ApprovalResolved]] = {}
@@ -436,7 +439,11 @@ def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> Non
     state.process = record.process
     state.in_flight = 0
     state.parked = None
+    state.reserved = Held()
     for scope in state.scopes.values():
+        if (cut := scope.llm) is not None and cut.reserved.input_tokens:
+            # Its process is dead, and what the provider made of it is not known: the worst is assumed.
+            _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
         scope.llm = None
         scope.pausing = scope.waited = scope.asking = False
         for call in scope.calls:
@@ -555,6 +562,7 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
         scope.failures = 0
     state.ledger.llm_calls += 1
     state.in_flight += 1
+    _hold(state.reserved, record.reserved, 1)
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -571,7 +579,7 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     spent = state.ledger
     _clock(spent, record.clock_s)
     if record.usage != _NO_USAGE:
-        _charge(state, scope, record.purpose, record.usage)
+        _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
 
 def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
@@ -579,7 +587,7 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     started = _llm_ended(state, scope)
     scope.failure = None
     scope.failures = 0
-    _charge(state, scope, record.purpose, record.usage)
+    _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
     _clock(state.ledger, record.clock_s)
     if record.purpose == "compaction":
         state.summarizations += 1
@@ -611,12 +619,22 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
     started, scope.llm = scope.llm, None
     if started is not None:
         state.in_flight -= 1
+        _hold(state.reserved, started.reserved, -1)
     return started
 
 
-def _charge(state: RunState, scope: ScopeState, purpose: r.LLMPurpose, usage: Usage) -> None:
+def _hold(held: Held, wanted: Reservation, sign: int) -> None:
+    held.input_tokens += sign * wanted.input_tokens
+    held.output_tokens += sign * wanted.output_tokens
+    held.cost_microusd += sign * wanted.cost_microusd
+
+
+def _charge(
+    state: RunState, scope: ScopeState, purpose: r.LLMPurpose, usage: Usage, *, estimated: bool = False
+) -> None:
     spent = state.ledger
     spent.usage = spent.usage + usage
+    spent.estimated += estimated
     if spent is state.spent:
         key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
         before = state.shares.get(key)

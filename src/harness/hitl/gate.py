@@ -27,7 +27,9 @@ def gate_of(agent: AgentConfig, specs: Mapping[str, ToolSpec], policy: Gate | No
     for name in agent.hitl_tools:
         if name not in specs:
             known = ", ".join(map(repr, specs)) or "none"
-            raise ConfigError(f"hitl_tools of agent {agent.agent_id!r} names {name!r}, which is no tool of it ({known})")
+            raise ConfigError(
+                f"hitl_tools of agent {agent.agent_id!r} names {name!r}, which is no tool of it ({known})"
+            )
     if not agent.hitl_tools and policy is None:
         return None
     return _gate(frozenset(agent.hitl_tools), specs, policy)
