@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -17,6 +15,7 @@ from harness.budget import GuardrailConfig
 from harness.cli.places import user_folder
 from harness.errors import ConfigError
 from harness.registry import nearest
+from harness.toml_text import line_of, parse_toml, read_text
 
 PROJECT_FILE = "harness.toml"
 USER_FILE = "config.toml"
@@ -158,13 +157,7 @@ def read(path: Path) -> ConfigFile:
     Raises:
         ConfigError: it cannot be read or is wrong; the text names file, line and what to write instead.
     """
-    try:
-        text = path.read_bytes().decode()
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
-    return parse(text, path)
+    return parse(read_text(path, "configuration"), path)
 
 
 def parse(text: str, path: Path) -> ConfigFile:
@@ -173,13 +166,7 @@ def parse(text: str, path: Path) -> ConfigFile:
     Raises:
         ConfigError: it is wrong.
     """
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"^(.*?) \(at (?:line (\d+), column \d+|end of document)\)$", str(error), re.DOTALL)
-        what, at = (found[1], found[2]) if found else (str(error), None)
-        line = int(at) if at else max(1, len(text.splitlines()))
-        raise ConfigError(f"{path}:{line}: this is not TOML: {what}") from None
+    raw = parse_toml(text, path)
     agents = raw.get("agents")
     if isinstance(agents, list):
         raw["agents"] = _by_id(cast("list[object]", agents), text, path)
@@ -239,42 +226,6 @@ def _check_agents(file: ConfigFile) -> None:
             raise ConfigError(f"{at}: {error}") from None
         if agent.prompt is not None and agent.prompt_file is not None:
             raise ConfigError(f"{at}: agent {name!r} has a prompt and a prompt_file; keep one")
-
-
-_HEADER = re.compile(r"^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-
-
-def line_of(text: str, keys: Sequence[str]) -> int:
-    """Return the line on which a key, or the deepest of its tables that can be found, is written; 1 where none is.
-
-    >>> line_of('[llm]\\nmodel = "m"\\n\\n[budget]\\nmax_tools = 3\\n', ("budget", "max_tools"))
-    5
-    """
-    best, depth = 1, 0
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.match(line):
-            table = path = _parts(header[1])
-        elif key := _KEY.match(line):
-            path = (*table, *_parts(key[1]))
-            # An entry of [[agents]] is addressed by its id, which stands in a line of the table.
-            if table == ("agents",) and path == ("agents", "id"):
-                table = path = ("agents", line.split("=", 1)[1].split("#")[0].strip().strip("\"'"))
-        else:
-            continue
-        common = 0
-        for own, wanted in zip(path, keys, strict=False):
-            if own != wanted:
-                break
-            common += 1
-        if common == len(path) and common > depth:
-            best, depth = number, common
-    return best
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", dotted))
 
 
 def merged(files: Iterable[ConfigFile]) -> FileModel:
