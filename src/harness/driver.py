@@ -73,7 +73,16 @@ Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
 CLOSE_PROMPT_S = 1.0
 """Seconds a prompt may take to close when its question was answered elsewhere."""
 
-_URGENT = (DriverStarted, ScopeClosed, RunFinished, RunFailed, RunCancelled, RunParked, ApprovalRequested, ApprovalResolved)
+_URGENT = (
+    DriverStarted,
+    ScopeClosed,
+    RunFinished,
+    RunFailed,
+    RunCancelled,
+    RunParked,
+    ApprovalRequested,
+    ApprovalResolved,
+)
 
 
 class Driver:

@@ -389,7 +389,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
 
     Attributes:
         approval_id: the question whose answer allows it.
-        rule: the rule that allows it.
+        rules: the rules that allow it.
     """
 
     step: int
@@ -400,7 +400,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     attempt: int = 1
     reconcile: bool = False
     approval_id: str = ""
-    rule: str = ""
+    rules: tuple[str, ...] = ()
 
 
 class ToolNotDone(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):

@@ -11,7 +11,7 @@ import msgspec
 
 from harness import host
 from harness.agent import AgentConfig
-from harness.approval import Gate, Seal
+from harness.approval import Seal
 from harness.budget import GuardrailConfig
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
@@ -51,7 +51,7 @@ class People:
     def __init__(
         self,
         approver: Approver | None = None,
-        policy: Gate | None = None,
+        policy: object = None,
         *,
         approve_plans: bool = False,
         answer_within_s: float | None = None,
@@ -106,7 +106,7 @@ class Wiring:
         specs = {name: tool.spec for name, tool in tools.items()}
         count = counter_of(agent)
         overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
-        gate = gate_of(agent, specs, people.policy)
+        gate = gate_of(agent, specs, people.policy, limits.max_total_cost_usd)
         gated = gate is not None or people.are_here or people.approve_plans
         self.config = RunConfig(
             agent,

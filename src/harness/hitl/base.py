@@ -83,7 +83,9 @@ class CallbackApprover:
     """
 
     def __init__(
-        self, function: Callable[[ApprovalRequest], Decision | None | Awaitable[Decision | None]], name: str = "callback"
+        self,
+        function: Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None],
+        name: str = "callback",
     ) -> None:
         self.name = name
         self._function = function
