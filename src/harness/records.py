@@ -72,7 +72,7 @@ DecisionName: TypeAlias = Literal["approve", "session", "edit", "reject", "steer
 instead; nobody answered in time."""
 
 ApprovalKind: TypeAlias = Literal["tool", "in_doubt", "plan"]
-"""What is asked: may this call run; what is to be done about one whose outcome is lost; may this plan be carried out."""
+"""What is asked: may this call run; what becomes of one whose outcome is lost; may this plan be carried out."""
 
 Complexity: TypeAlias = Literal["simple", "complex"]
 

@@ -224,9 +224,19 @@ class Wirings:
                 self._agents.register(given)
             team[other] = self._member(self._agents.get(other))
         llm = self._llm if agent.llm is None else as_llm(agent.llm)
+        return self._wire(agent, tools, llm, team)
+
+    def _wire(self, agent: AgentConfig, tools: Mapping[str, Tool], llm: LLM, team: Mapping[str, Member]) -> Wiring:
         return Wiring(
-            agent, tools, llm=llm, llms=self._llms, limits=self.limits, team=team, people=self.people, deps=self._deps
-        )  # fmt: skip
+            agent,
+            tools,
+            llm=llm,
+            llms=self._llms,
+            limits=self.limits,
+            team=team,
+            people=self.people,
+            deps=self._deps,
+        )
 
     def _coordinator(self) -> Wiring:
         ids = self._agents.all_ids()
@@ -234,9 +244,7 @@ class Wirings:
             raise ConfigError("no agent is registered: give the runtime agents=[AgentConfig(...)]")
         team = {agent_id: self._member(self.of(agent_id).agent) for agent_id in ids}
         agent = AgentConfig("coordinator", confidence_from_llm=False)
-        wiring = Wiring(
-            agent, {}, llm=self._llm, llms=self._llms, limits=self.limits, team=team, people=self.people, deps=self._deps
-        )  # fmt: skip
+        wiring = self._wire(agent, {}, self._llm, team)
         others = [f"{SITE_OF[purpose]} {llm.provider}:{llm.name}" for purpose, llm in self._llms.items()]
         told = "; ".join([wiring.fingerprints.llm, *others])
         wiring.fingerprints = msgspec.structs.replace(wiring.fingerprints, llm=told)

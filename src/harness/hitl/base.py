@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -66,6 +66,9 @@ class Approver(Protocol):
     async def decide(self, request: ApprovalRequest, /) -> Decision | None:
         """Answer, or return None: whoever comes next is asked, and where nobody is the run parks."""
         ...
+
+
+Answering: TypeAlias = Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None]
 
 
 class CallbackApprover:
