@@ -1,8 +1,8 @@
 """Approvals: what is asked, what can be answered, and the seal that binds an answer to one exact call. Pure.
 
 A request's digest covers everything that decides what would happen: run, place, tool, its definition, the arguments,
-the folder it works in. An answer is sealed over that digest with a key that is kept outside of the store, so that whoever
-can write to the store alone can neither make up an answer nor move one to another call.
+the folder it works in. An answer is sealed over that digest with a key that is kept outside of the store, so that
+whoever can write to the store alone can neither make up an answer nor move one to another call.
 """
 
 from __future__ import annotations
