@@ -234,7 +234,7 @@ class Driver:
             if self._mail:
                 await self._take_mail()
             starts = self._decide()
-            if not starts and not self._tasks and not self._is_over():
+            if not starts and not (self._tasks and self.state.in_flight) and not self._is_over():
                 self._touch_all()  # what waited for others' calls to end is not touched by its own
                 starts = self._decide()
                 if not starts and not self._is_over() and open_questions(state):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -68,6 +68,9 @@ class Approver(Protocol):
         ...
 
 
+Answering: TypeAlias = Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None]
+
+
 class CallbackApprover:
     """Answers by a function of your own.
 
@@ -84,7 +87,11 @@ class CallbackApprover:
 
     def __init__(
         self,
+<<<<<<< HEAD
         function: Callable[[ApprovalRequest], Decision | None | Awaitable[Decision | None]],
+=======
+        function: Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None],
+>>>>>>> hitl
         name: str = "callback",
     ) -> None:
         self.name = name
