@@ -87,11 +87,7 @@ class CallbackApprover:
 
     def __init__(
         self,
-<<<<<<< HEAD
-        function: Callable[[ApprovalRequest], Decision | None | Awaitable[Decision | None]],
-=======
         function: Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None],
->>>>>>> hitl
         name: str = "callback",
     ) -> None:
         self.name = name

@@ -37,14 +37,8 @@ def gate_of(agent: AgentConfig, specs: Mapping[str, ToolSpec], policy: object, c
     """
     for name in agent.hitl_tools:
         if name not in specs:
-<<<<<<< HEAD
-            known = ", ".join(map(repr, specs)) or "none"
-            raise ConfigError(
-                f"hitl_tools of agent {agent.agent_id!r} names {name!r}, which is no tool of it ({known})"
-=======
             raise ConfigError(
                 f"hitl_tools of agent {agent.agent_id!r} names {name!r}, which is no tool of it{nearest(name, specs)}"
->>>>>>> hitl
             )
     if not agent.hitl_tools and policy is None:
         return None
