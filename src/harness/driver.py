@@ -133,6 +133,7 @@ class Driver:
         self._benches: dict[str, Workbench] = {}
         self._touched: dict[str, None] = {}  # scopes whose strategy is to be asked, in order
         self._waiting: dict[str, None] = {}  # scopes that wait for any call to end
+        self._has_ended = False  # one has, since they were last asked
         self._only = only
         self._approver = approver
         self._seal = seal
@@ -268,6 +269,10 @@ class Driver:
         """
         state = self.state
         starts: list[Call] = []
+        if self._waiting and self._has_ended:
+            self._touched.update(self._waiting)  # behind those whose call has ended
+            self._waiting = {}
+        self._has_ended = False
         while touched := self._touched:
             self._touched = {}
             for path in touched:
@@ -338,9 +343,7 @@ class Driver:
 
     def _note_outcome(self, scope_path: str, record: Record | None) -> None:
         self._touched[scope_path] = None
-        if self._waiting:
-            self._touched.update(self._waiting)
-            self._waiting = {}
+        self._has_ended = True
         if record is None:
             return
         self._note(record)

@@ -472,6 +472,7 @@ def budget_payload(spent: r.Spent, shares: Sequence[r.Share] = ()) -> dict[str, 
             "llm_calls": spent.llm_calls,
             "tool_calls": spent.tool_calls,
             "unpriced_calls": usage.unpriced,
+            "estimated_calls": spent.estimated,
         },
     }
 
