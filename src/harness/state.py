@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Held, Reservation, Spent, Usage
+from harness.budget import Held, Spent, Usage
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -562,7 +562,10 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
         scope.failures = 0
     state.ledger.llm_calls += 1
     state.in_flight += 1
-    _hold(state.reserved, record.reserved, 1)
+    held, wanted = state.reserved, record.reserved
+    held.input_tokens += wanted.input_tokens
+    held.output_tokens += wanted.output_tokens
+    held.cost_microusd += wanted.cost_microusd
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -619,14 +622,11 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
     started, scope.llm = scope.llm, None
     if started is not None:
         state.in_flight -= 1
-        _hold(state.reserved, started.reserved, -1)
+        held, had = state.reserved, started.reserved
+        held.input_tokens -= had.input_tokens
+        held.output_tokens -= had.output_tokens
+        held.cost_microusd -= had.cost_microusd
     return started
-
-
-def _hold(held: Held, wanted: Reservation, sign: int) -> None:
-    held.input_tokens += sign * wanted.input_tokens
-    held.output_tokens += sign * wanted.output_tokens
-    held.cost_microusd += sign * wanted.cost_microusd
 
 
 def _charge(

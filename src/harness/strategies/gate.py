@@ -35,6 +35,9 @@ class Passed:
         self.rules = rules
 
 
+FREE = Passed()
+"""What nothing holds back."""
+
 Outcome = Passed | ToolFinished | ApprovalRequested | ApprovalVoided | Ask | None
 """What the gate says; None waits for an answer that somebody is being asked for."""
 

@@ -38,7 +38,7 @@ from harness.strategies.base import (
     shares,
     start_call,
 )
-from harness.strategies.gate import Passed, gate, in_doubt, unknown, unknown_outcome
+from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome
 from harness.tools.base import ToolSpec, task_of
 
 
@@ -164,12 +164,17 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int) -
         if spec.reconciles and not call.copied:
             return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
         return _in_doubt(scope, run, config, index, spec)
-    passed = Passed() if config.gate is None and call.request is None else gate(scope, run, config, index, spec)
-    if not isinstance(passed, Passed):
-        return passed
+    if config.gate is not None or call.request is not None:
+        passed = gate(scope, run, config, index, spec)
+        if not isinstance(passed, Passed):
+            return passed
+    else:
+        passed = FREE
     if spec.delegate_to:
         return _delegate(scope, config, index, call, spec.delegate_to)
-    return _start(scope, index, call, spec, passed)
+    return ToolStarted(
+        scope.step, index, name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
+    )  # fmt: skip
 
 
 def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Step | None:
