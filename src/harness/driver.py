@@ -236,7 +236,8 @@ class Driver:
                 await self._commit(starts)
             if self._is_over():
                 return
-            if len(starts) == 1 and not self._tasks:
+            # A question is never waited for here: its answer may come by mail, and that time does not count.
+            if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:
                 self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
             else:
                 for step in starts:
