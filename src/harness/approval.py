@@ -16,6 +16,7 @@ import msgspec
 
 from harness.messages import JSON
 from harness.records import (
+    ApprovalKind,
     ApprovalRequested,
     ApprovalResolved,
     ApprovalVoided,
@@ -133,9 +134,20 @@ def canonical(arguments: str) -> str:
 
 
 def digest_of(
-    run_id: str, scope: str, step: int, index: int, *, tool: str, definition: str, arguments: str, workspace: str
+    run_id: str,
+    scope: str,
+    step: int,
+    index: int,
+    *,
+    tool: str,
+    definition: str,
+    arguments: str,
+    workspace: str,
+    question: str,
+    kind: ApprovalKind,
+    session: Sequence[str],
 ) -> str:
-    """Digest everything that decides what a call would do.
+    """Digest everything that decides what a call would do, and what is asked about it.
 
     Args:
         run_id: the run.
@@ -146,8 +158,12 @@ def digest_of(
         definition: a digest of the tool's definition.
         arguments: its arguments, JSON text.
         workspace: the folder the tool says it works in.
+        question: the question's id: an answer to an earlier one about the same call does not hold for it.
+        kind: what is asked about it.
+        session: what "allow for this session" would cover.
     """
-    bound = [run_id, scope, step, index, tool, definition, canonical(arguments), workspace]
+    call = [run_id, scope, step, index, tool, definition, canonical(arguments), workspace]
+    bound = [*call, question, kind, list(session)]
     return hashlib.sha256(msgspec.json.encode(bound)).hexdigest()
 
 
