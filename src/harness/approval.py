@@ -210,7 +210,11 @@ class Seal:
             arguments=answer.arguments,
             expires_at=request.expires_at,
         )
-        return hmac.compare_digest(expected, answer.mac)
+        return _same(expected, answer.mac)
+
+
+def _same(ours: str, theirs: str) -> bool:
+    return hmac.compare_digest(ours.encode(), theirs.encode("utf-8", "replace"))  # theirs may be any text
 
 
 AUDITED: frozenset[type[Record]] = frozenset({ApprovalResolved, ApprovalVoided, ToolFinished})
@@ -234,7 +238,7 @@ def broken_links(records: Sequence[Record], seal: Seal) -> list[str]:
             what = audited(before) if before is not None and type(before) in AUDITED else ""
             if record.what != what:
                 found.append(f"record {seq} vouches for another record than the one before it")
-            if not hmac.compare_digest(record.mac, seal.mac(f"{head}{record.what}".encode())):
+            if not _same(seal.mac(f"{head}{record.what}".encode()), record.mac):
                 found.append(f"record {seq} is not signed with this key, or the chain before it was changed")
             head = record.mac
         elif before is not None and head and type(before) in AUDITED and not isinstance(before, Audited):

@@ -184,9 +184,10 @@ def _what_is_wrong(
     """Say why an answer does not hold for the call as it would run now; empty where it does."""
     call = scope.calls[index]
     arguments = _asked_about(call, request.kind)
-    if (request.tool, canonical(request.arguments)) != (spec.name, canonical(arguments)):
-        return "what was shown is not the call that would run"
     asked = approval_id(run.run_id, scope.scope, scope.step, index, call.asked)
+    shown = request.approval_id, request.tool, canonical(request.arguments)
+    if shown != (asked, spec.name, canonical(arguments)):
+        return "what was shown is not the call that would run"
     digest = _digest(scope, run, config, index, spec, arguments, asked, request.kind, request.session)
     return what_is_wrong(request, answer, config, digest)
 
