@@ -317,7 +317,7 @@ async def call_tool(
     args = bench.admitted.pop(call, None)
     tool = bench.tools[start.tool]
     try:
-        if args is None or call.answer is not None:  # an answer may have changed the arguments
+        if args is None or call.edited:
             args = _validated(bench, start.tool, call.arguments)
     except InvalidArguments as error:
         status: ToolStatus = "unknown" if start.reconcile else "invalid"
@@ -440,8 +440,8 @@ def _success(
     text = _text(output.text)
     if cut is not None:
         text = working_memory.cap(text, bench.agent.max_result_chars)
-    if call.answer is not None and call.answer.decision == "edit":
-        text = f"(A human changed the arguments to {call.arguments})\n{text}"
+    if call.edited:
+        text = f"(A human changed the arguments to {call.edited})\n{text}"
     if not output.representable:
         status = "unrepresentable"
     return _outcome(bench, scope, index, call, status, text, cut, output.images)
