@@ -247,6 +247,7 @@ class Driver:
                 await self._commit(starts)
             if self._is_over():
                 return
+            # A question is never waited for here: its answer may come by mail, and that time does not count.
             if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:
                 self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
             else:

@@ -55,6 +55,9 @@ MAX_BACKOFF_S = 60.0
 CLOSE_S = 5.0
 """Seconds a model's stream may take to close."""
 
+MAX_UNFIT_ANSWERS = 3
+"""Answers to one question that cannot be used before nobody is said to be here."""
+
 logger = logging.getLogger("harness")
 
 
@@ -341,7 +344,7 @@ async def call_tool(
     args = bench.admitted.pop(call, None)
     tool = bench.tools[start.tool]
     try:
-        if args is None or call.answer is not None:  # an answer may have changed the arguments
+        if args is None or call.edited:
             args = _validated(bench, start.tool, call.arguments)
     except InvalidArguments as error:
         status: ToolStatus = "unknown" if start.reconcile else "invalid"
@@ -464,8 +467,8 @@ def _success(
     text = _text(output.text)
     if cut is not None:
         text = working_memory.cap(text, bench.agent.max_result_chars)
-    if call.answer is not None and call.answer.decision == "edit":
-        text = f"(A human changed the arguments to {call.arguments})\n{text}"
+    if call.edited:
+        text = f"(A human changed the arguments to {call.edited})\n{text}"
     if not output.representable:
         status = "unrepresentable"
     return _outcome(bench, scope, index, call, status, text, cut, output.images)
@@ -498,31 +501,45 @@ async def ask_person(
     bench: Workbench, scope: ScopeState, request: ApprovalRequested, approver: Approver | None, seal: Seal
 ) -> ApprovalResolved | None:
     """Have a question answered by whoever is here; None where nobody answers."""
-    left_s = request.expires_at - time.time() if request.expires_at else None
-    if left_s is not None and left_s <= 0:
-        return _signed(bench, request, seal, "expired", "time")
-    if approver is None:
-        return None
     problem = ""
-    while True:
-        told = _told(bench, scope, request, problem)
-        try:
-            async with asyncio.timeout(left_s):
-                decision = await approver.decide(told)
-        except TimeoutError:
-            return _signed(bench, request, seal, "expired", "time") if left_s is not None else None
-        except Exception as error:
-            logger.warning("run %r: %s could not answer: %s", bench.run_id, approver.name, _described(error))
+    for _ in range(MAX_UNFIT_ANSWERS):
+        limit = asyncio.timeout(request.expires_at - time.time() if request.expires_at else None)
+        if 0 < request.expires_at <= time.time():
+            return _signed(bench, request, seal, "expired", "time")
+        if approver is None:
             return None
-        if decision is None:
+        said = await _asked(bench, approver, _told(bench, scope, request, problem), limit)
+        if limit.expired():
+            return _signed(bench, request, seal, "expired", "time")
+        if said is None:
             return None
-        if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
-            logger.warning("run %r: %s answered with no Decision: %r", bench.run_id, approver.name, decision)
-            return None
-        name, text, arguments = name_of(decision)
+        name, text, arguments = said
         problem = _problem(bench, request, name, arguments)
         if not problem:
             return _signed(bench, request, seal, name, approver.name, text, arguments)
+    logger.warning("run %r: none of %d answers to %s fits: %s", bench.run_id, MAX_UNFIT_ANSWERS, request.tool, problem)
+    return None
+
+
+async def _asked(
+    bench: Workbench, approver: Approver, told: ApprovalRequest, limit: asyncio.Timeout
+) -> tuple[DecisionName, str, str] | None:
+    """Ask an approver, which may be anybody's; what is no decision is no answer."""
+    try:
+        async with limit:
+            decision = await approver.decide(told)
+        if decision is None:
+            return None
+        if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
+            raise TypeError(f"a decision was expected, not {type(decision).__name__}")
+        name, text, arguments = name_of(decision)
+        if type(text) is not str:
+            raise TypeError(f"the text of a {type(decision).__name__} must be a string, not {type(text).__name__}")
+    except Exception as error:
+        if not limit.expired():
+            logger.warning("run %r: %s has not answered: %s", bench.run_id, approver.name, _described(error))
+        return None
+    return name, text, arguments
 
 
 def _problem(bench: Workbench, request: ApprovalRequested, name: DecisionName, arguments: str) -> str:

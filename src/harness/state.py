@@ -38,6 +38,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
         asked: how often a person was asked about it.
         request: the question that stands, or was answered last.
         answer: its answer, once there is one.
+        edited: the arguments a person has put in the place of the model's; they stay when it is in doubt.
         asking: somebody is being asked in this process (never journaled).
         child: the scope it was delegated to; empty for a tool.
         closed: how that ended.
@@ -55,6 +56,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     asked: int = 0
     request: r.ApprovalRequested | None = None
     answer: r.ApprovalResolved | None = None
+    edited: str = ""
     asking: bool = False
     child: str = ""
     closed: r.ScopeClosed | None = None
@@ -63,8 +65,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     @property
     def arguments(self) -> str:
         """The arguments it runs with: the model's, or those a person has put in their place."""
-        answer = self.answer
-        return self.call.arguments if answer is None or answer.decision != "edit" else answer.arguments
+        return self.edited or self.call.arguments
 
     @property
     def is_open(self) -> bool:
@@ -779,6 +780,8 @@ def _guide(scope: ScopeState) -> None:
 def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float) -> None:
     scope = state.scopes[record.scope]
     asked = _about(scope, record)
+    if type(asked) is CallState and record.kind == "tool":
+        asked.edited = ""
     asked.asked += 1
     asked.request = record
     asked.answer = None
@@ -801,6 +804,8 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
     request = asked.request
     if request is None:
         return
+    if record.decision == "edit" and request.kind == "tool" and type(asked) is CallState:
+        asked.edited = record.arguments
     if record.decision == "session":
         for covered in request.session:
             state.allowed[covered] = (request, record)
@@ -810,6 +815,8 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
 
 def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> None:
     asked = _about(state.scopes[record.scope], record)
+    if type(asked) is CallState and asked.request is not None and asked.request.kind == "tool":
+        asked.edited = ""
     asked.request = None
     asked.answer = None
     asked.asking = False

@@ -204,7 +204,7 @@ def _delegate(
     elif agent_id not in config.team:
         text = f"there is no agent {agent_id!r} here any more; do this yourself"
     else:
-        task = task_of(call.call.arguments)
+        task = task_of(call.arguments)
         child = delegate_scope(scope.scope, scope.step, index, agent_id)
         return ScopeOpened(child, agent_id, task, config.count(task), scope.scope, step=scope.step, index=index)
     tokens = config.count(text)
