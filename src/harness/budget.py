@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -166,6 +166,15 @@ Price: TypeAlias = "Callable[[int, int], int | None]"
 """Takes input and output tokens; returns micro-dollars, or None where the price is unknown."""
 
 
+def total(usages: Sequence[Usage]) -> Usage:
+    """Add up what calls used.
+
+    >>> total([Usage(10, 2), Usage(1, 1)]).output_tokens
+    3
+    """
+    return Usage(*map(sum, zip(*map(msgspec.structs.astuple, usages), strict=True)))
+
+
 def reserve(
     spent: Spent, held: Held, limits: GuardrailConfig, *, tokens: int, output: int | None, price: Price | None
 ) -> Reservation | str:
@@ -179,6 +188,8 @@ def reserve(
         output: the most tokens the reply may have; None where nothing limits it.
         price: prices a call; None where nobody can.
     """
+    if (most := limits.max_llm_calls) is not None and spent.llm_calls >= most:
+        return f"max_llm_calls={most} is reached"
     wanted = int(tokens * MARGIN) + 1
     limit = ASSUMED_OUTPUT_TOKENS if output is None else output
     usage = spent.usage
@@ -193,6 +204,8 @@ def reserve(
     if cost is None:
         if limits.on_unpriced == "refuse" and dollars is not None:
             return "the price of the model is unknown (on_unpriced='refuse')"
+        if dollars is not None and usage.cost_microusd >= dollars * MICRO:
+            return f"max_total_cost_usd={dollars:g} is spent (${usage.cost_usd:.4f})"
         return Reservation(wanted, limit)
     if dollars is None or price is None:
         return Reservation(wanted, limit, cost)

@@ -128,7 +128,7 @@ class ScopeState:
         goal: what it was asked.
         place: what its path says.
         history: the conversation that comes before the goal; None where there is none.
-        share: its key in the run's shares.
+        share: its key in the run's charges.
         plan: the plan in force, in a scope that has one.
         guidance: what a person has said that the model was not told yet.
         asked, request, answer, asking: a question about the scope's plan, as for a call.
@@ -293,7 +293,7 @@ class RunState:
         scopes: the open scopes, by path. The root is ``""``.
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
-        shares: what was used, by call site, agent and task; what a fork's copied records had used is left out.
+        charges: what each call used, by call site, agent and task; what a fork's copied records had used is left out.
         reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
         questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
@@ -304,6 +304,7 @@ class RunState:
         parked: why nobody drives the run, until somebody does.
         aborted: the task whose failure the run cannot go on after; empty for none.
         steps: steps of all scopes.
+        ended: nothing follows from the journal as it is: the run is over, has failed or waits for a person.
         over: the final record, if the run is over for good.
         failed: the failure it stopped with, until it is reopened.
         summarizations: compactions done.
@@ -314,8 +315,10 @@ class RunState:
         "agents",
         "allowed",
         "audit",
+        "charges",
         "commands",
         "copied",
+        "ended",
         "epoch",
         "failed",
         "fingerprints",
@@ -330,7 +333,6 @@ class RunState:
         "run_id",
         "scopes",
         "seq",
-        "shares",
         "spent",
         "started",
         "steps",
@@ -351,7 +353,7 @@ class RunState:
         self.spent = Spent()
         self.inherited = Spent()
         self.ledger = self.spent
-        self.shares: dict[tuple[r.Site, str, str], Usage] = {}
+        self.charges: dict[tuple[r.Site, str, str], list[Usage]] = {}
         self.reserved = Held()
         self.in_flight = 0
         self.questions: dict[str, tuple[str, int]] = {}
@@ -360,16 +362,12 @@ class RunState:
         self.commands: set[str] = set()
         self.audit = ""
         self.parked: r.RunParked | None = None
+        self.ended = False
         self.aborted = ""
         self.steps = 0
         self.over: r.RunFinished | r.RunCancelled | None = None
         self.failed: r.RunFailed | None = None
         self.summarizations = 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing follows from the journal as it is: the run is over, has failed or waits for a person."""
-        return self.over is not None or self.failed is not None or self.parked is not None
 
     @property
     def plan(self) -> PlanState | None:
@@ -440,6 +438,7 @@ def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> Non
     state.process = record.process
     state.in_flight = 0
     state.parked = None
+    state.ended = state.failed is not None
     state.reserved = Held()
     for scope in state.scopes.values():
         if (cut := scope.llm) is not None and cut.reserved.input_tokens:
@@ -638,8 +637,11 @@ def _charge(
     spent.estimated += estimated
     if spent is state.spent:
         key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
-        before = state.shares.get(key)
-        state.shares[key] = usage if before is None else before + usage
+        charges = state.charges.get(key)
+        if charges is None:
+            state.charges[key] = [usage]
+        else:
+            charges.append(usage)
 
 
 def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
@@ -846,6 +848,7 @@ def _audited(state: RunState, record: r.Audited, _at: float) -> None:
 
 def _run_parked(state: RunState, record: r.RunParked, _at: float) -> None:
     state.parked = record
+    state.ended = True
 
 
 def _noted(state: RunState, record: r.Noted, _at: float) -> None:
@@ -867,16 +870,19 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
 
 def _run_over(state: RunState, record: r.RunFinished | r.RunCancelled, _at: float) -> None:
     state.over = record
+    state.ended = True
     if isinstance(record, r.RunCancelled) and record.command_id:
         state.commands.add(record.command_id)
 
 
 def _run_failed(state: RunState, record: r.RunFailed, _at: float) -> None:
     state.failed = record
+    state.ended = True
 
 
 def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
     state.failed = None
+    state.ended = state.parked is not None
     state.aborted = ""
     for scope in state.scopes.values():
         scope.step_base = scope.step

@@ -6,54 +6,39 @@ Effects are counted in a file the tools write to.
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest
 
-import harness
 from harness import (
     AgentConfig,
     AgentRuntime,
-    Cancelled,
     CheckpointStore,
     ConfigError,
-    Entry,
-    Failed,
     FileCheckpointStore,
     Finished,
     GuardrailConfig,
     MemoryCheckpointStore,
     Parked,
-    Plan,
     RunNotFound,
     SQLiteCheckpointStore,
-    Task,
     delegate,
     tool,
 )
-from harness.approval import GatedCall, Judged
 from harness.checkpoint.base import this_process
 from harness.hitl import ApprovalRequest, Approve, ApproverChain, CallbackApprover, Decision, Edit, Reject, Steer
 from harness.hitl import ApproveForSession as Session
 from harness.llm.base import LLMRequest
-from harness.mailbox import Answer, Cancel
+from harness.mailbox import Answer
 from harness.messages import ToolResult
 from harness.records import (
     ApprovalRequested,
     ApprovalResolved,
     ApprovalVoided,
     CommandRefused,
-    LLMStarted,
     Record,
-    RunCancelled,
-    RunFinished,
-    ToolFinished,
     ToolStarted,
 )
 from harness.testing import RecordingTool, Reply, ScriptedLLM, call

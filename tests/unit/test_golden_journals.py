@@ -54,7 +54,10 @@ def test_a_plan_that_was_replaced_with_work_that_was_delegated() -> None:
     )
     assert state.plan.replans == 1
     assert list(state.scopes) == [""]
-    assert sum(usage.cost_microusd for usage in state.shares.values()) == state.spent.usage.cost_microusd
+    assert (
+        sum(usage.cost_microusd for charges in state.charges.values() for usage in charges)
+        == state.spent.usage.cost_microusd
+    )
 
 
 def test_a_conversation_that_was_routed() -> None:

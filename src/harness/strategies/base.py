@@ -9,7 +9,7 @@ import msgspec
 
 from harness.agent import AgentConfig
 from harness.approval import Gate, Seal
-from harness.budget import ASSUMED_OUTPUT_TOKENS, GuardrailConfig, Price, exceeded, reserve
+from harness.budget import ASSUMED_OUTPUT_TOKENS, GuardrailConfig, Price, Reservation, exceeded, reserve, total
 from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed, Share
 from harness.state import RunState, ScopeState
 from harness.tools.base import ToolSpec
@@ -138,8 +138,9 @@ def start_call(
     price = config.price if purpose == "step" else config.prices.get(purpose, config.price)
     estimate = max(tokens, int(tokens * scope.calibration))
     held = reserve(run.spent, run.reserved, config.limits, tokens=estimate, output=asked, price=price)
-    if isinstance(held, str):
-        return out_of_budget(scope, run, held)
+    if type(held) is str:
+        return out_of_budget(scope, run, exceeded(run.spent, config.limits) or held)
+    assert type(held) is Reservation  # the other of the two
     lowered = held.output_tokens < (ASSUMED_OUTPUT_TOKENS if asked is None else asked)
     if lowered and run.reserved.output_tokens:
         return [Wait(scope.scope)]
@@ -166,7 +167,8 @@ def partial_answer(run: RunState) -> str:
 def shares(run: RunState) -> tuple[Share, ...]:
     """Return what was used so far, by call site, agent and task."""
     return tuple(
-        Share(site, usage, agent_id, task_id) for (site, agent_id, task_id), usage in run.shares.items()
+        Share(site, total(charges), agent_id, task_id)
+        for (site, agent_id, task_id), charges in run.charges.items()
     )  # fmt: skip
 
 

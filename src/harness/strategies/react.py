@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from harness import working_memory
-from harness.budget import exceeded, wall_is_over
+from harness.budget import wall_is_over
 from harness.keys import delegate_scope
 from harness.messages import Text
 from harness.records import (
@@ -61,7 +61,7 @@ def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     if scope.llm is not None or scope.pausing:
         return ()
     agent = config.agent
-    if limit := exceeded(run.spent, config.limits):
+    if limit := wall_is_over(run.spent, config.limits):
         return out_of_budget(scope, run, limit)
     if (failure := scope.failure) is not None and not scope.compaction_failed:
         if not failure.transient or scope.failures >= agent.max_llm_attempts:
