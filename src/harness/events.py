@@ -526,7 +526,7 @@ class Projection:
 
 def _llm_finished(told: Projection, entry: r.Entry, record: r.LLMFinished) -> Sequence[Event]:
     run_id, seq, at, scope = entry.run_id, entry.seq, entry.at, record.scope
-    agent_id = told.agent_of(scope)
+    agent_id = told.agent_of(scope) if scope else told.agent_id
     if record.purpose != "step":
         if record.purpose != "compaction":
             return ()  # what came of a word on the run is a record of its own
@@ -815,3 +815,6 @@ _SHOW = cast(
         r.RunCancelled: _run_cancelled,
     },
 )
+
+SHOWN = frozenset(_SHOW)
+"""The types of records that show as events."""
