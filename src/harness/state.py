@@ -849,6 +849,7 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
 
 def _run_over(state: RunState, record: r.RunFinished | r.RunCancelled, _at: float) -> None:
     state.over = record
+    state.parked = None
     if isinstance(record, r.RunCancelled) and record.command_id:
         state.commands.add(record.command_id)
 
