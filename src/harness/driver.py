@@ -259,6 +259,8 @@ class Driver:
         """
         state = self.state
         starts: list[Call] = []
+        if state.ended:
+            return starts
         while touched := self._touched:
             self._touched = {}
             for path in touched:
@@ -533,8 +535,10 @@ class Driver:
         """Write down what the commands that were fetched come to; close the prompts of questions they answer."""
         letters, self._mail = self._mail, []
         for mail in letters:
-            record = record_of(mail, self.state, self._count, self._seal, self._invalid_edit)
             self._taken.append(mail.id)
+            if self.state.over is not None:
+                continue  # there is nothing to be said to it any more
+            record = record_of(mail, self.state, self._count, self._seal, self._invalid_edit)
             if record is None:
                 continue
             if type(record) is ApprovalResolved:
@@ -559,9 +563,11 @@ class Driver:
         """Write down that somebody has ended the run, where that is what stopped the driver."""
         if self._cancel is None or self._task is None or self._task.uncancel() > 0:
             return False
+        self._taken.append(self._cancel.id)
+        if self.state.over is not None:
+            return True  # it came to its end before it could be ended
         record = record_of(self._cancel, self.state, self._count, self._seal, self._invalid_edit)
         if record is not None:
-            self._taken.append(self._cancel.id)
             self._note(record)
             await self._commit()
         return True
