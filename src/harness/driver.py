@@ -181,8 +181,9 @@ class Driver:
         self._task = asyncio.current_task()
         self._beat_later()
         try:
+            begun = self.state.seq > 0
             self._open(opening)
-            if self.state.epoch > 1:
+            if begun:
                 await self._fetch_mail()
             self._look_later()
             await self._loop_until_over(watchdog)
@@ -230,7 +231,7 @@ class Driver:
                 if not starts and not self._is_over() and open_questions(state):
                     if await self._fetch_mail():
                         continue
-                    waiting = tuple(state.questions)
+                    waiting = tuple(request.approval_id for request in open_questions(state))
                     self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
             if self._pending and (not self._shares_commits or self._is_commit_due()):
                 await self._commit(starts)
