@@ -287,6 +287,7 @@ class RunState:
         seq: the last record's place.
         epoch: how many drivers the run has had.
         process: where the last of them is at work.
+        driven_since: when that took the run, seconds since the epoch.
         started: its first record; None for an empty journal.
         copied: the last seq that was copied from another run; 0 for a run that is no fork.
         fingerprints, agents: the configuration it was last driven with.
@@ -315,6 +316,7 @@ class RunState:
         "audit",
         "commands",
         "copied",
+        "driven_since",
         "epoch",
         "failed",
         "fingerprints",
@@ -341,6 +343,7 @@ class RunState:
         self.seq = 0
         self.epoch = 0
         self.process: r.ProcessId | None = None
+        self.driven_since = 0.0
         self.started: r.RunStarted | None = None
         self.copied = 0
         self.fingerprints: r.Fingerprints | None = None
@@ -432,9 +435,10 @@ def _continued(state: RunState, record: r.Continued, _at: float) -> None:
     root.begin(root.goal, root.tokens[-1], agent_id=root.agent_id, strategy=root.strategy)
 
 
-def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> None:
+def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None:
     state.epoch = record.epoch
     state.process = record.process
+    state.driven_since = at
     state.in_flight = 0
     state.parked = None
     for scope in state.scopes.values():

@@ -133,7 +133,7 @@ def question(
         kind,
         reason,
         session,
-        _expiry(scope, config),
+        expiry(scope, run, config),
     )
 
 
@@ -142,8 +142,10 @@ def _asked_about(call: CallState, kind: ApprovalKind) -> str:
     return call.arguments if kind == "in_doubt" else call.call.arguments
 
 
-def _expiry(scope: ScopeState, config: RunConfig) -> float:
-    return 0.0 if config.answer_within_s is None else scope.reply_at + config.answer_within_s
+def expiry(scope: ScopeState, run: RunState, config: RunConfig) -> float:
+    """Say when a question that is asked now is too old to be answered; 0 for never."""
+    # A question of a resumed run may be new, whenever the model's reply was.
+    return 0.0 if config.answer_within_s is None else max(scope.reply_at, run.driven_since) + config.answer_within_s
 
 
 def _digest(

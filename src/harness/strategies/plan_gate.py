@@ -14,7 +14,7 @@ from harness.plan import Task
 from harness.records import ApprovalRequested, ApprovalVoided, Planned, Record
 from harness.state import PlanState, RunState, ScopeState
 from harness.strategies.base import Ask, RunConfig, Step, fail_run
-from harness.strategies.gate import PLAN, what_is_wrong
+from harness.strategies.gate import PLAN, expiry, what_is_wrong
 
 
 class Held:
@@ -90,7 +90,6 @@ def _digest(scope: ScopeState, run: RunState, arguments: str, asked: str) -> str
 
 
 def _question(scope: ScopeState, run: RunState, config: RunConfig, tasks: str) -> ApprovalRequested:
-    expires_at = 0.0 if config.answer_within_s is None else scope.reply_at + config.answer_within_s
     asked = _asked(scope, run, scope.asked + 1)
     return ApprovalRequested(
         asked,
@@ -103,7 +102,7 @@ def _question(scope: ScopeState, run: RunState, config: RunConfig, tasks: str) -
         "plan",
         "nothing of the plan runs before it is approved",
         (),
-        expires_at,
+        expiry(scope, run, config),
     )
 
 
