@@ -8,7 +8,7 @@ may it run? -> by the rules           -> it starts
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.approval import GatedCall, approval_id, canonical, digest_of
 from harness.records import ApprovalKind, ApprovalRequested, ApprovalResolved, ApprovalVoided, ToolFinished
@@ -39,8 +39,19 @@ Outcome = Passed | ToolFinished | ApprovalRequested | ApprovalVoided | Ask | Non
 """What the gate says; None waits for an answer that somebody is being asked for."""
 
 
-def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
-    """Say whether a call may start now."""
+def gate(
+    scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec, uses: Mapping[str, int]
+) -> Outcome:
+    """Say whether a call may start now.
+
+    Args:
+        scope: the scope.
+        run: the run.
+        config: the rules.
+        index: the call's position.
+        spec: its tool.
+        uses: calls that each rule has allowed, those of the same reply included.
+    """
     call = scope.calls[index]
     if call.answer is not None and call.request is not None:
         return _answered(scope, run, config, index, spec)
@@ -48,7 +59,7 @@ def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: 
         return None if call.asking else Ask(scope.scope, index, call.request.approval_id)
     if config.gate is None:
         return Passed()
-    judged = config.gate(_seen(scope, run, spec, call.call.arguments))
+    judged = config.gate(_seen(scope, run, spec, call.call.arguments, uses))
     if judged.action == "allow":
         return Passed(rule=judged.rule)
     if judged.action == "forbid":
@@ -58,10 +69,10 @@ def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: 
     return question(scope, run, config, index, spec, reason=judged.reason, session=judged.session)
 
 
-def _seen(scope: ScopeState, run: RunState, spec: ToolSpec, arguments: str) -> GatedCall:
+def _seen(scope: ScopeState, run: RunState, spec: ToolSpec, arguments: str, uses: Mapping[str, int]) -> GatedCall:
     """Return what the gate may look at."""
     spent = run.spent.usage.cost_microusd
-    return GatedCall(spec.name, arguments, spec.effect, scope.agent_id, scope.reply_at, spent, run.uses)
+    return GatedCall(spec.name, arguments, spec.effect, scope.agent_id, scope.reply_at, spent, uses)
 
 
 def in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
@@ -225,7 +236,7 @@ def _edited(
 ) -> Passed | ApprovalVoided:
     """Judge edited arguments anew: a person may say yes where the rules ask, not where they forbid."""
     if config.gate is not None:
-        judged = config.gate(_seen(scope, run, spec, answer.arguments))
+        judged = config.gate(_seen(scope, run, spec, answer.arguments, run.uses))
         if judged.action == "forbid":
             reason = f"the edited arguments are forbidden: {judged.reason or judged.rule}"
             return ApprovalVoided(request.approval_id, reason, scope.step, index, scope.scope)
