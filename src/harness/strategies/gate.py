@@ -16,6 +16,9 @@ from harness.state import CallState, RunState, ScopeState
 from harness.strategies.base import Ask, RunConfig
 from harness.tools.base import ToolSpec
 
+MAX_ASKED = 5
+"""How often a call is asked about whose edited arguments are forbidden each time, before it counts as rejected."""
+
 PLAN = -1
 """Stands for the position of a call where the question is about a plan."""
 
@@ -233,12 +236,14 @@ def _edited(
     spec: ToolSpec,
     request: ApprovalRequested,
     answer: ApprovalResolved,
-) -> Passed | ApprovalVoided:
+) -> Passed | ApprovalVoided | ToolFinished:
     """Judge edited arguments anew: a person may say yes where the rules ask, not where they forbid."""
     if config.gate is not None:
         judged = config.gate(_seen(scope, run, spec, answer.arguments, run.uses))
         if judged.action == "forbid":
             reason = f"the edited arguments are forbidden: {judged.reason or judged.rule}"
+            if scope.calls[index].asked >= MAX_ASKED:
+                return refusal(scope, config, index, f"Tool rejected by policy: {reason}")
             return ApprovalVoided(request.approval_id, reason, scope.step, index, scope.scope)
     return Passed(request.approval_id)
 
