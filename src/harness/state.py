@@ -279,6 +279,21 @@ class ScopeState:
         self.tokens.append(tokens)
         self.total_tokens += tokens
 
+    def tell(self, text: str, tokens: int, *, pinned: bool = False) -> None:
+        """Say something as a user, in one message with what was said so last: some models refuse two in a row."""
+        last = self.messages[-1]
+        if last.role != "user":
+            self.say(user(text, pinned=pinned), tokens)
+            return
+        part = Text(f"\n\n{text}")
+        if len(self.messages) == 1:
+            self.pinned.append(Message("user", (part,), pinned=True))
+            self.pinned_tokens += tokens
+        # A new list: whoever holds a view of the old one sees what it saw.
+        self.messages = [*self.messages[:-1], Message("user", (*last.parts, part), pinned=pinned or last.pinned)]
+        self.tokens[-1] += tokens
+        self.total_tokens += tokens
+
 
 class RunState:
     """What a journal means now.
@@ -463,6 +478,7 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
     scope = state.scopes[record.scope]
     strategy: r.StrategyName = "pick" if scope.strategy == "pick" else "react"
     scope.begin(scope.goal, record.tokens, agent_id=record.agent_id, strategy=strategy)
+    _guide(scope)
 
 
 def _planned(state: RunState, record: r.Planned, _at: float) -> None:
@@ -758,7 +774,7 @@ def _step_done(scope: ScopeState) -> None:
 def _guide(scope: ScopeState) -> None:
     """Tell the model what a person has said. It is never summarised away."""
     for text, tokens in scope.guidance:
-        scope.say(user(f"Human guidance: {text}", pinned=True), tokens)
+        scope.tell(f"Human guidance: {text}", tokens, pinned=True)
         scope.phase = "model"
     scope.guidance = []
 
@@ -845,7 +861,7 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
         scope.reply_errors += 1
         scope.phase = "model"
     else:
-        scope.say(user(record.text), record.tokens)
+        scope.tell(record.text, record.tokens)
         scope.noted = True
         scope.phase = "model"
         _guide(scope)
