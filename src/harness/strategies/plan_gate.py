@@ -44,7 +44,9 @@ def hold(scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState) -
         return Held([_question(scope, run, config, tasks)])
     if answer is None:
         return Held() if scope.asking else Held([Ask(scope.scope, PLAN, request.approval_id)])
-    if wrong := what_is_wrong(request, answer, config, _digest(scope, run, request.arguments, _asked(scope, run, scope.asked))):
+    if wrong := what_is_wrong(
+        request, answer, config, _digest(scope, run, request.arguments, _asked(scope, run, scope.asked))
+    ):
         return Held([ApprovalVoided(request.approval_id, wrong, scope.step, PLAN, scope.scope)])
     match answer.decision:
         case "approve" | "session":
