@@ -528,8 +528,11 @@ class Driver:
 
     async def _fetch_mail(self) -> bool:
         """Fetch commands that were not taken yet. Returns whether there are any."""
+        found = await self._store.inbox(self.state.run_id)
         known = {mail.id for mail in self._mail}.union(self.state.commands)
-        self._mail += [mail for mail in await self._store.inbox(self.state.run_id) if mail.id not in known]
+        self._mail += [mail for mail in found if mail.id not in known]
+        # Whoever took these died before it could remove them.
+        self._taken += [mail.id for mail in found if mail.id in self.state.commands and mail.id not in self._taken]
         return bool(self._mail)
 
     async def _take_mail(self) -> None:
