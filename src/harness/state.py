@@ -461,6 +461,8 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
         scope.pausing = scope.waited = scope.asking = False
         for call in scope.calls:
             call.asking = False
+        if scope.guidance and scope.strategy == "react" and scope.phase == "model":
+            _guide(scope)  # it came while the model was asked, and that call was cut
 
 
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
@@ -608,6 +610,7 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
         if started is not None:
             text = "".join(part.text for part in record.parts if isinstance(part, Text))
             _compact(scope, started.upto, text, record.tokens)
+        _guide(scope)
         return
     scope.step = record.step
     scope.reply = record
