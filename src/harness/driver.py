@@ -19,7 +19,7 @@ from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.hitl.base import Approver
 from harness.inbox import record_of
-from harness.mailbox import Cancel, Mail
+from harness.mailbox import Answer, Cancel, Mail
 from harness.perform import Workbench, admit, ask_person, call_llm, call_tool, invalid_edit
 from harness.records import (
     VERSION,
@@ -482,7 +482,20 @@ class Driver:
         if request is None or self._seal is None:
             return None
         scope = self.state.scopes[step.scope]
-        return await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
+        record = await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
+        if record is not None and record.decision == "expired" and await self._is_answered_by_mail(request):
+            return None
+        return record
+
+    async def _is_answered_by_mail(self, request: ApprovalRequested) -> bool:
+        """Say whether an answer was received before the question expired; it is taken with the rest of the mail."""
+        await self._fetch_mail()
+        return any(
+            isinstance(mail.command, Answer)
+            and mail.command.approval_id == request.approval_id
+            and mail.received_at <= request.expires_at
+            for mail in self._mail
+        )
 
     def _do_not_count(self, seconds: float) -> None:
         """Leave out a time in which every branch of the run waited for a person."""
