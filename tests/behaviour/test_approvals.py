@@ -476,6 +476,27 @@ async def test_an_answer_that_came_in_time_holds_however_late_it_is_taken(office
     assert office.effects() == ['send {"to":"ann"}']
 
 
+async def test_an_answer_from_elsewhere_in_time_is_not_lost_to_an_open_prompt(office: Office) -> None:
+    nobody = Nobody()
+    runtime = office.runtime(SEND, approver=nobody, answer_within_s=0.6)
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    await asyncio.wait_for(nobody.busy.wait(), 5)
+    await office.runtime(SEND).answer(RUN, Approve())
+    assert isinstance(await asyncio.wait_for(running, 10), Finished)
+    assert office.effects() == ['send {"to":"ann"}']
+
+
+async def test_a_forged_answer_does_not_keep_a_question_open(office: Office) -> None:
+    runtime = office.runtime(SEND, approver=Nobody(), answer_within_s=0.3)
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    while not (asked := await office.found(ApprovalRequested)):
+        await asyncio.sleep(0.01)
+    await office.store.post(RUN, Answer(asked[0].approval_id, "approve", "eve", "0" * 64))
+    assert isinstance(await asyncio.wait_for(running, 10), Finished | Parked)
+    assert isinstance(await office.runtime(SEND).resume(RUN), Finished)
+    assert office.effects() == []
+
+
 async def test_a_prompt_that_stands_too_long_is_closed_and_is_a_no(room: Office) -> None:
     nobody = Nobody()
     result = await room.runtime(SEND, approver=nobody, answer_within_s=0.1).run_agent("clerk", "Go.", run_id=RUN)
@@ -1393,6 +1414,7 @@ async def ended(office: Office, reason: str) -> None:
 
 async def test_a_parked_run_is_cancelled(office: Office) -> None:
     await office.runtime(SEND).run_agent("clerk", "Go.", run_id=RUN)
+    await office.runtime(SEND).steer(RUN, "Be quick.")
     await office.runtime(SEND).cancel(RUN, "never mind", by="ann")
     await ended(office, "never mind")
     assert office.effects() == []
