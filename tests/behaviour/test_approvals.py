@@ -9,6 +9,7 @@ Effects are counted in a file the tools write to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -1616,3 +1617,17 @@ async def test_an_edit_that_is_forbidden_for_ever_comes_to_an_end(room: Office) 
     assert isinstance(result, (Parked, Finished))
     assert room.effects() == []
     assert len(desk.asked) < 20
+
+
+@pytest.mark.parametrize("judged", [RuntimeError("the rules are broken"), None, "allow", Judged("yes")])  # type: ignore[arg-type]
+async def test_a_policy_that_is_broken_lets_nothing_run(room: Office, judged: object) -> None:
+    def broken(_: GatedCall) -> Judged:
+        if isinstance(judged, Exception):
+            raise judged
+        return judged  # type: ignore[return-value]
+
+    runtime = room.runtime(SEND, hitl=(), policy=broken)
+    with contextlib.suppress(RuntimeError, AttributeError):
+        assert isinstance(await runtime.run_agent("clerk", "Go.", run_id=RUN), Parked)
+    assert room.effects() == []
+    assert isinstance(await room.runtime(SEND, hitl=(), approver=Desk([Approve()])).resume(RUN), Finished | Parked)

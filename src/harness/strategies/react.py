@@ -136,9 +136,7 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     return todo
 
 
-def _next_for(
-    scope: ScopeState, run: RunState, config: RunConfig, index: int, uses: Mapping[str, int]
-) -> Step | None:
+def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, uses: Mapping[str, int]) -> Step | None:
     """Start a call; settle one that an older driver started by the stricter of its recorded and current effect."""
     call = scope.calls[index]
     name = call.call.name
