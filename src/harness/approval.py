@@ -246,6 +246,8 @@ def broken_links(records: Sequence[Record], seal: Seal) -> list[str]:
         elif before is not None and head and type(before) in AUDITED and not isinstance(before, Audited):
             found.append(f"record {seq - 1} ({type(before).__name__}) has no link in the chain")
         before = record
+    if before is not None and head and type(before) in AUDITED:
+        found.append(f"record {len(records)} ({type(before).__name__}) has no link in the chain")
     return found
 
 

@@ -19,7 +19,7 @@ from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.hitl.base import Approver
 from harness.inbox import record_of
-from harness.mailbox import Cancel, Mail
+from harness.mailbox import Answer, Cancel, Mail
 from harness.perform import Workbench, admit, ask_person, call_llm, call_tool, invalid_edit
 from harness.records import (
     VERSION,
@@ -194,8 +194,9 @@ class Driver:
         self._task = asyncio.current_task()
         self._beat_later()
         try:
+            begun = self.state.seq > 0
             self._open(opening)
-            if self.state.epoch > 1:
+            if begun:
                 await self._fetch_mail()
             self._look_later()
             await self._loop_until_over(watchdog)
@@ -264,7 +265,8 @@ class Driver:
         starts, state = self._decide(), self.state
         stands = not starts and not self._tasks and not self._is_over()
         if stands and open_questions(state) and not await self._fetch_mail():
-            self._note(RunParked(tuple(state.questions), state.steps, msgspec.structs.replace(state.spent)))
+            waiting = tuple(request.approval_id for request in open_questions(state))
+            self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
         return starts
 
     def _decide(self) -> list[Call]:
@@ -277,6 +279,8 @@ class Driver:
         """
         state = self.state
         starts: list[Call] = []
+        if state.ended:
+            return starts
         if self._waiting:
             self._wake_waiting()
         while touched := self._touched:
@@ -523,7 +527,20 @@ class Driver:
         if request is None or self._seal is None:
             return None
         scope = self.state.scopes[step.scope]
-        return await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
+        record = await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
+        if record is not None and record.decision == "expired" and await self._is_answered_by_mail(request):
+            return None
+        return record
+
+    async def _is_answered_by_mail(self, request: ApprovalRequested) -> bool:
+        """Say whether an answer was received before the question expired; it is taken with the rest of the mail."""
+        await self._fetch_mail()
+        return any(
+            isinstance(mail.command, Answer)
+            and mail.command.approval_id == request.approval_id
+            and mail.received_at <= request.expires_at
+            for mail in self._mail
+        )
 
     def _do_not_count(self, seconds: float) -> None:
         """Leave out a time in which every branch of the run waited for a person."""
@@ -569,16 +586,21 @@ class Driver:
 
     async def _fetch_mail(self) -> bool:
         """Fetch commands that were not taken yet. Returns whether there are any."""
+        found = await self._store.inbox(self.state.run_id)
         known = {mail.id for mail in self._mail}.union(self.state.commands)
-        self._mail += [mail for mail in await self._store.inbox(self.state.run_id) if mail.id not in known]
+        self._mail += [mail for mail in found if mail.id not in known]
+        # Whoever took these died before it could remove them.
+        self._taken += [mail.id for mail in found if mail.id in self.state.commands and mail.id not in self._taken]
         return bool(self._mail)
 
     async def _take_mail(self) -> None:
         """Write down what the commands that were fetched come to; close the prompts of questions they answer."""
         letters, self._mail = self._mail, []
         for mail in letters:
-            record = record_of(mail, self.state, self._count, self._seal, self._invalid_edit)
             self._taken.append(mail.id)
+            if self.state.over is not None:
+                continue  # there is nothing to be said to it any more
+            record = record_of(mail, self.state, self._count, self._seal, self._invalid_edit)
             if record is None:
                 continue
             if type(record) is ApprovalResolved:
@@ -603,9 +625,11 @@ class Driver:
         """Write down that somebody has ended the run, where that is what stopped the driver."""
         if self._cancel is None or self._task is None or self._task.uncancel() > 0:
             return False
+        self._taken.append(self._cancel.id)
+        if self.state.over is not None:
+            return True  # it came to its end before it could be ended
         record = record_of(self._cancel, self.state, self._count, self._seal, self._invalid_edit)
         if record is not None:
-            self._taken.append(self._cancel.id)
             self._note(record)
             await self._commit()
         return True

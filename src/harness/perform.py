@@ -554,7 +554,9 @@ def invalid_edit(bench: Workbench, request: ApprovalRequested, arguments: str) -
         return "a call in doubt cannot be edited: say yes to run it again, no, or what came of it"
     try:
         if request.kind == "plan":
-            Plan(msgspec.json.decode(arguments, type=_EditedPlan).tasks)
+            tasks = Plan(msgspec.json.decode(arguments, type=_EditedPlan).tasks).tasks
+            if unknown := {task.agent_id for task in tasks} - set(bench.config.team):
+                raise PlanError([f"there is no agent {agent_id!r}" for agent_id in sorted(unknown)])
         else:
             _validated(bench, request.tool, arguments)
     except (InvalidArguments, PlanError, msgspec.MsgspecError) as error:

@@ -279,6 +279,21 @@ class ScopeState:
         self.tokens.append(tokens)
         self.total_tokens += tokens
 
+    def tell(self, text: str, tokens: int, *, pinned: bool = False) -> None:
+        """Say something as a user, in one message with what was said so last: some models refuse two in a row."""
+        last = self.messages[-1]
+        if last.role != "user":
+            self.say(user(text, pinned=pinned), tokens)
+            return
+        part = Text(f"\n\n{text}")
+        if len(self.messages) == 1:
+            self.pinned.append(Message("user", (part,), pinned=True))
+            self.pinned_tokens += tokens
+        # A new list: whoever holds a view of the old one sees what it saw.
+        self.messages = [*self.messages[:-1], Message("user", (*last.parts, part), pinned=pinned or last.pinned)]
+        self.tokens[-1] += tokens
+        self.total_tokens += tokens
+
 
 class RunState:
     """What a journal means now.
@@ -287,6 +302,7 @@ class RunState:
         seq: the last record's place.
         epoch: how many drivers the run has had.
         process: where the last of them is at work.
+        driven_since: when that took the run, seconds since the epoch.
         started: its first record; None for an empty journal.
         copied: the last seq that was copied from another run; 0 for a run that is no fork.
         fingerprints, agents: the configuration it was last driven with.
@@ -318,6 +334,7 @@ class RunState:
         "charges",
         "commands",
         "copied",
+        "driven_since",
         "ended",
         "epoch",
         "failed",
@@ -345,6 +362,7 @@ class RunState:
         self.seq = 0
         self.epoch = 0
         self.process: r.ProcessId | None = None
+        self.driven_since = 0.0
         self.started: r.RunStarted | None = None
         self.copied = 0
         self.fingerprints: r.Fingerprints | None = None
@@ -433,9 +451,10 @@ def _continued(state: RunState, record: r.Continued, _at: float) -> None:
     root.begin(root.goal, root.tokens[-1], agent_id=root.agent_id, strategy=root.strategy)
 
 
-def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> None:
+def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None:
     state.epoch = record.epoch
     state.process = record.process
+    state.driven_since = at
     state.in_flight = 0
     state.parked = None
     state.ended = state.failed is not None
@@ -448,6 +467,8 @@ def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> Non
         scope.pausing = scope.waited = scope.asking = False
         for call in scope.calls:
             call.asking = False
+        if scope.guidance and scope.strategy == "react" and scope.phase == "model":
+            _guide(scope)  # it came while the model was asked, and that call was cut
 
 
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
@@ -465,6 +486,7 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
     scope = state.scopes[record.scope]
     strategy: r.StrategyName = "pick" if scope.strategy == "pick" else "react"
     scope.begin(scope.goal, record.tokens, agent_id=record.agent_id, strategy=strategy)
+    _guide(scope)
 
 
 def _planned(state: RunState, record: r.Planned, _at: float) -> None:
@@ -598,6 +620,7 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
         if started is not None:
             text = "".join(part.text for part in record.parts if isinstance(part, Text))
             _compact(scope, started.upto, text, record.tokens)
+        _guide(scope)
         return
     scope.step = record.step
     scope.reply = record
@@ -774,7 +797,7 @@ def _step_done(scope: ScopeState) -> None:
 def _guide(scope: ScopeState) -> None:
     """Tell the model what a person has said. It is never summarised away."""
     for text, tokens in scope.guidance:
-        scope.say(user(f"Human guidance: {text}", pinned=True), tokens)
+        scope.tell(f"Human guidance: {text}", tokens, pinned=True)
         scope.phase = "model"
     scope.guidance = []
 
@@ -862,7 +885,7 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
         scope.reply_errors += 1
         scope.phase = "model"
     else:
-        scope.say(user(record.text), record.tokens)
+        scope.tell(record.text, record.tokens)
         scope.noted = True
         scope.phase = "model"
         _guide(scope)
@@ -871,6 +894,7 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
 def _run_over(state: RunState, record: r.RunFinished | r.RunCancelled, _at: float) -> None:
     state.over = record
     state.ended = True
+    state.parked = None
     if isinstance(record, r.RunCancelled) and record.command_id:
         state.commands.add(record.command_id)
 

@@ -3,42 +3,62 @@
 Effects are counted in a file the tools write to.
 """
 
+# ruff: noqa: ASYNC110
+# A model has no event to wait for when it is asked, and nothing else runs while a test reads a file.
+
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
 
+import harness
 from harness import (
     AgentConfig,
     AgentRuntime,
+    Cancelled,
     CheckpointStore,
     ConfigError,
+    Failed,
     FileCheckpointStore,
     Finished,
     GuardrailConfig,
     MemoryCheckpointStore,
     Parked,
+    Plan,
     RunNotFound,
     SQLiteCheckpointStore,
+    Task,
     delegate,
     tool,
 )
+from harness.approval import GatedCall, Judged
 from harness.checkpoint.base import this_process
 from harness.hitl import ApprovalRequest, Approve, ApproverChain, CallbackApprover, Decision, Edit, Reject, Steer
 from harness.hitl import ApproveForSession as Session
 from harness.llm.base import LLMRequest
-from harness.mailbox import Answer
+from harness.mailbox import Answer, Cancel
 from harness.messages import ToolResult
 from harness.records import (
     ApprovalRequested,
     ApprovalResolved,
     ApprovalVoided,
     CommandRefused,
+    LLMStarted,
     Record,
+    RunCancelled,
+    RunFinished,
+    ToolFinished,
     ToolStarted,
 )
 from harness.testing import RecordingTool, Reply, ScriptedLLM, call
@@ -455,6 +475,27 @@ async def test_an_answer_that_came_in_time_holds_however_late_it_is_taken(office
     await asyncio.sleep(0.4)
     assert isinstance(await office.runtime(SEND).resume(RUN), Finished)
     assert office.effects() == ['send {"to":"ann"}']
+
+
+async def test_an_answer_from_elsewhere_in_time_is_not_lost_to_an_open_prompt(office: Office) -> None:
+    nobody = Nobody()
+    runtime = office.runtime(SEND, approver=nobody, answer_within_s=0.6)
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    await asyncio.wait_for(nobody.busy.wait(), 5)
+    await office.runtime(SEND).answer(RUN, Approve())
+    assert isinstance(await asyncio.wait_for(running, 10), Finished)
+    assert office.effects() == ['send {"to":"ann"}']
+
+
+async def test_a_forged_answer_does_not_keep_a_question_open(office: Office) -> None:
+    runtime = office.runtime(SEND, approver=Nobody(), answer_within_s=0.3)
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    while not (asked := await office.found(ApprovalRequested)):
+        await asyncio.sleep(0.01)
+    await office.store.post(RUN, Answer(asked[0].approval_id, "approve", "eve", "0" * 64))
+    assert isinstance(await asyncio.wait_for(running, 10), Finished | Parked)
+    assert isinstance(await office.runtime(SEND).resume(RUN), Finished)
+    assert office.effects() == []
 
 
 async def test_a_prompt_that_stands_too_long_is_closed_and_is_a_no(room: Office) -> None:
@@ -940,3 +981,653 @@ async def test_where_nobody_is_here_a_call_in_doubt_is_told_to_the_model(office:
     assert isinstance(await office.runtime(llm, hitl=()).resume(RUN), Finished)
     assert "its outcome is unknown" in told(llm)[0]
     assert len(office.effects()) == 1
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+PLAN = [
+    {"id": "t1", "agent_id": "clerk", "instruction": "Sweep."},
+    {"id": "t2", "agent_id": "clerk", "instruction": "Mop."},
+]
+OTHER = [{"id": "t1", "agent_id": "clerk", "instruction": "Dust."}]
+
+
+class Planner:
+    """Plans, does tasks and brings results together; remembers what it was asked."""
+
+    def __init__(self, *plans: object, tasks: Callable[[str], Reply] = "done: {}".format) -> None:
+        self.plans = list(plans)
+        self.asked: list[str] = []
+        self.done: list[str] = []
+        self._tasks = tasks
+
+    def __call__(self, request: LLMRequest) -> Reply:
+        text = request.messages[0].text
+        if "synthes" in request.system or "Bring their results together" in request.system:
+            return '{"answer": "All is clean.", "confidence": 1}'
+        if request.response_schema is not None:
+            self.asked.append(text)
+            reply = self.plans.pop(0) if self.plans else PLAN
+            if isinstance(reply, (str, Exception)):
+                return reply
+            return msgspec.json.encode({"rationale": "why not", "tasks": reply}).decode()
+        self.done.append(text)
+        return self._tasks(text)
+
+
+def planned(office: Office, planner: Planner, *answers: Decision, **options: object) -> tuple[AgentRuntime, Desk]:
+    desk = Desk(answers)
+    options.setdefault("approver", desk)
+    return office.runtime(planner, hitl=(), approve_plans=True, **options), desk
+
+
+async def test_nothing_of_a_plan_runs_before_the_yes(office: Office) -> None:
+    planner = Planner()
+    runtime, _ = planned(office, planner, approver=None)
+    parked = await runtime.run("Clean up.", run_id=RUN)
+    assert isinstance(parked, Parked)
+    assert planner.done == []
+    [asked] = parked.waiting
+    assert (asked.kind, asked.tool) == ("plan", "plan")
+    assert [task["instruction"] for task in msgspec.json.decode(asked.arguments)["tasks"]] == ["Sweep.", "Mop."]
+    await runtime.answer(RUN, Approve())
+    result = await planned(office, planner)[0].resume(RUN)
+    assert isinstance(result, Finished), result.error
+    assert len(planner.done) == 2
+    assert len(planner.asked) == 1
+
+
+@pytest.mark.parametrize("written_by", ["planner", "hand"])
+async def test_a_plan_that_is_rejected_ends_the_run_and_is_asked_about_anew(office: Office, written_by: str) -> None:
+    planner = Planner()
+    plan = Plan(tuple(Task(**task) for task in PLAN))
+    runtime, desk = planned(office, planner, Reject("not on a Friday"), Approve())
+    begin = runtime.run("Clean up.", run_id=RUN) if written_by == "planner" else runtime.run_plan(plan, run_id=RUN)
+    result = await begin
+    assert isinstance(result, Failed)
+    assert (result.reason, result.error) == ("plan", "the plan was rejected by a human: not on a Friday")
+    assert planner.done == []
+    assert isinstance(await runtime.resume(RUN), Finished)
+    assert len({asked.approval_id for asked in desk.asked}) == 2
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "defaults left out"])
+@pytest.mark.parametrize("by_mail", [True, False], ids=["mail", "desk"])
+async def test_a_plan_that_is_edited_is_the_plan(office: Office, whole: bool, by_mail: bool) -> None:
+    tasks = msgspec.to_builtins(tuple(Task(**task) for task in OTHER)) if whole else OTHER
+    edit = Edit({"tasks": tasks})
+    planner = Planner()
+    runtime, desk = planned(office, planner, *(() if by_mail else (edit,)))
+    if by_mail:
+        await runtime.run("Clean up.", run_id=RUN)
+        await runtime.answer(RUN, edit)
+        result = await runtime.resume(RUN)
+    else:
+        result = await runtime.run("Clean up.", run_id=RUN)
+    assert isinstance(result, Finished), result.error
+    assert len(planner.done) == 1
+    assert "Dust." in planner.done[0]
+    assert len(desk.asked) == 1
+    assert len(await office.found(ApprovalRequested)) == 1
+
+
+BAD_PLANS: list[object] = [
+    {"tasks": []},
+    {"tasks": [{"id": "t1", "agent_id": "nobody", "instruction": "Dust."}]},
+    {"tasks": [{"id": "t1", "agent_id": "clerk", "instruction": "a", "depends_on": ["t1"]}]},
+    {"tasks": "none"},
+    {},
+]
+
+
+@pytest.mark.parametrize("tasks", BAD_PLANS)
+async def test_a_plan_that_is_edited_into_one_that_cannot_be_is_asked_again(
+    office: Office, tasks: dict[str, object]
+) -> None:
+    planner = Planner()
+    runtime, desk = planned(office, planner, Edit(tasks), Approve())  # type: ignore[arg-type]
+    assert isinstance(await runtime.run("Clean up.", run_id=RUN), Finished)
+    assert "does not fit" in desk.asked[1].reason
+    assert len(planner.done) == 2
+
+
+async def test_guidance_has_the_planner_write_it_again_and_that_is_asked_about(office: Office) -> None:
+    planner = Planner(PLAN, OTHER)
+    runtime, desk = planned(office, planner, Steer("Dust only."), Approve())
+    result = await runtime.run("Clean up.", run_id=RUN)
+    assert isinstance(result, Finished), result.error
+    assert len(planner.asked) == 2
+    assert "Dust only." in planner.asked[1]
+    assert [task["instruction"] for task in desk.asked[1].arguments["tasks"]] == ["Dust."]  # type: ignore[index,union-attr]
+    assert len(planner.done) == 1
+
+
+@pytest.mark.parametrize("reply", ["no plan at all", harness.LLMError("down")], ids=["unreadable", "down"])
+async def test_guidance_that_the_planner_cannot_follow_ends_the_run(room: Office, reply: object) -> None:
+    planner = Planner(PLAN, *[reply] * 30)
+    runtime, _ = planned(room, planner, *[Steer("Dust only.")] * 5)
+    result = await asyncio.wait_for(runtime.run("Clean up.", run_id=RUN), 20)
+    assert isinstance(result, (Failed, Parked))
+    assert len(planner.asked) < 20
+    assert planner.done == []
+
+
+@pytest.mark.parametrize("answer", [Approve(), "edit"], ids=["yes", "edit"])
+async def test_a_replaced_plan_is_asked_about_anew_and_what_is_done_stays(
+    office: Office, answer: Decision | str
+) -> None:
+    first = [
+        {"id": "good", "agent_id": "clerk", "instruction": "Sweep."},
+        {"id": "bad", "agent_id": "clerk", "instruction": "Fail."},
+    ]
+    second = [{"id": "new", "agent_id": "clerk", "instruction": "Mop."}]
+
+    def work(text: str) -> Reply:
+        return harness.LLMRefused("no") if "Fail." in text else "done"
+
+    planner = Planner(first, second, tasks=work)
+
+    def decide(asked: ApprovalRequest) -> Decision:
+        if answer == "edit" and len(desk.asked) == 2:
+            tasks = [
+                task | {"instruction": "Mop twice."} if task["id"] == "new" else task
+                for task in asked.arguments["tasks"]
+            ]  # type: ignore[index,union-attr,operator]
+            return Edit({"tasks": tasks})  # type: ignore[dict-item]
+        return Approve()
+
+    desk = Desk(decide)
+    runtime, _ = planned(office, planner, approver=desk)
+    result = await runtime.run("Clean up.", run_id=RUN)
+    assert isinstance(result, Finished), result.error
+    assert len(desk.asked) == 2
+    assert len({asked.approval_id for asked in desk.asked}) == 2
+    assert sum("Sweep." in text for text in planner.done) == 1, "what was done is not done again"
+    assert sum(("Mop twice." if answer == "edit" else "Mop.") in text for text in planner.done) == 1
+
+
+async def test_a_replaced_plan_is_edited_while_a_task_is_at_work(room: Office) -> None:
+    first = [
+        {"id": "slow", "agent_id": "clerk", "instruction": "Slow."},
+        {"id": "bad", "agent_id": "clerk", "instruction": "Fail."},
+    ]
+    second = [{"id": "new", "agent_id": "clerk", "instruction": "Mop."}]
+    asked_twice = asyncio.Event()
+
+    @tool(effect="read")
+    async def wait() -> str:
+        """Wait."""
+        await asyncio.wait_for(asked_twice.wait(), 5)
+        await asyncio.sleep(0.05)
+        return "waited"
+
+    def work(text: str) -> Reply:
+        if "Fail." in text:
+            return harness.LLMRefused("no")
+        if "Slow." in text and sum("Slow." in done for done in planner.done) == 1:
+            return call("wait")
+        return "done"
+
+    planner = Planner(first, second, tasks=work)
+
+    def decide(asked: ApprovalRequest) -> Decision:
+        if len(desk.asked) == 1:
+            return Approve()
+        asked_twice.set()
+        return Edit({"tasks": [{"id": "new", "agent_id": "clerk", "instruction": "Dust."}]})
+
+    desk = Desk(decide)
+    runtime, _ = planned(room, planner, approver=desk, tools=[wait])
+    result = await asyncio.wait_for(runtime.run("Clean up.", run_id=RUN), 20)
+    assert isinstance(result, Finished), result.error
+    assert isinstance(await runtime.resume(RUN), Finished), "its journal is read back"
+    assert any("Dust." in text for text in planner.done)
+
+
+async def test_a_plan_by_hand_waits_as_long_as_any_question(room: Office) -> None:
+    planner = Planner()
+    runtime, desk = planned(room, planner, Approve(), answer_within_s=60)
+    assert isinstance(await runtime.run_plan(Plan((Task("t1", "clerk", "Sweep."),)), run_id=RUN), Finished)
+    assert desk.asked[0].expires_at > time.time()
+
+
+async def test_a_question_asked_anew_much_later_has_its_whole_time(room: Office) -> None:
+    await room.runtime(SEND, answer_within_s=0.3).run_agent("clerk", "Go.", run_id=RUN)
+    await room.runtime(SEND).answer(RUN, Approve())
+    await asyncio.sleep(0.4)
+    changed = room.runtime(SEND, tools=room.tools(send="Another."), answer_within_s=0.3, approver=Desk([Approve()]))
+    assert isinstance(await changed.resume(RUN), Finished)
+    assert room.effects() == ['send {"to":"ann"}']
+
+
+# -- scopes and forks --------------------------------------------------------------------------------------------------
+
+
+async def test_calls_of_tasks_and_of_delegated_work_are_asked_about(office: Office) -> None:
+    def reply(request: LLMRequest) -> Reply:
+        said = sum(message.role == "assistant" for message in request.messages)
+        text = request.messages[0].text
+        if "Bring their results together" in request.system:
+            return '{"answer": "All is sent.", "confidence": 1}'
+        if "Help" in text:
+            return [call("send", to="helped"), "Helped."][said]
+        return [[call("send", to="task"), call("delegate_to_helper", task="Help.")], "Done."][said]
+
+    helper = AgentConfig("helper", allowed_tools=("send",), hitl_tools=("send",))
+    tools = [*office.tools(), delegate(helper)]
+    runtime = office.runtime(reply, tools=tools, others=[helper])
+    parked = await runtime.run_plan(Plan((Task("t1", "clerk", "Send."),)), goal="Send.", run_id=RUN)
+    assert isinstance(parked, Parked), parked.error
+    assert {(asked.scope, asked.arguments) for asked in parked.waiting} == {
+        ("t1/1/clerk", '{"to":"task"}'),
+        (next(asked.scope for asked in parked.waiting if "helped" in asked.arguments), '{"to":"helped"}'),
+    }
+    first, second = parked.waiting
+    await runtime.answer(RUN, Reject("no"), approval_id=second.approval_id)
+    await runtime.answer(RUN, Approve(), approval_id=first.approval_id)
+    result = await runtime.resume(RUN)
+    assert isinstance(result, Finished), result.error
+    assert office.effects() == [f"send {first.arguments}"]
+
+
+async def test_delegated_work_can_be_gated_and_edited(room: Office) -> None:
+    def reply(request: LLMRequest) -> Reply:
+        said = sum(message.role == "assistant" for message in request.messages)
+        if request.system == "helper":
+            return f"helped: {request.messages[0].text}"
+        return [call("delegate_to_helper", task="Empty the safe."), "Done."][said]
+
+    llm = ScriptedLLM(reply)
+    helper = AgentConfig("helper", system_prompt="helper", allowed_tools=())
+    desk = Desk([Edit({"task": "Count the safe."})])
+    runtime = room.runtime(llm, tools=[delegate(helper)], others=[helper], hitl=("delegate_to_helper",), approver=desk)
+    result = await runtime.run_agent("clerk", "Go.", run_id=RUN)
+    assert isinstance(result, Finished), result.error
+    assert not any("Empty" in r.messages[0].text for r in llm.requests if r.system == "helper")
+    assert "helped: Count the safe." in told(llm)[0]
+
+
+async def test_a_fork_takes_no_yes_along(office: Office) -> None:
+    script = [call("send", to="ann"), call("send", to="bob"), "Done."]
+    await answered(office, Session(), script)
+    assert len(office.effects()) == 2
+    runtime = office.runtime(script)
+    for at, seen in ((1, []), (2, ["send"]), (3, ["send"] * 2)):
+        fork = await runtime.fork(RUN, at=at)
+        kinds = {type(record) for record in await office.records(fork)}
+        assert kinds.isdisjoint({ApprovalRequested, ApprovalResolved, ApprovalVoided, CommandRefused})
+        done = [record.tool for record in await office.found(ToolFinished, fork)]
+        assert done == seen
+        before = len(office.effects())
+        result = await runtime.resume(fork)
+        if at == 3:
+            assert isinstance(result, Finished)
+        else:
+            assert isinstance(result, Parked)
+            assert {asked.approval_id for asked in result.waiting}.isdisjoint(
+                {record.approval_id for record in await office.found(ApprovalRequested)}
+            )
+        assert len(office.effects()) == before
+
+
+async def test_a_fork_says_once_what_a_person_said(room: Office) -> None:
+    llm = ScriptedLLM([call("send", to="ann"), call("read", path="a"), "Done."])
+    runtime = room.runtime(llm, approver=Desk([Steer("Use the post.")]))
+    await runtime.run_agent("clerk", "Go.", run_id=RUN)
+    await runtime.steer(fork := await runtime.fork(RUN, at=3), "Hurry.")
+    await runtime.resume(fork)
+    assert guidance(llm.requests[-1]) == ["Use the post.", "Hurry."]
+
+
+async def test_a_fork_knows_what_came_of_a_call_in_doubt_from_its_result_alone(room: Office) -> None:
+    await interrupted(room)
+    llm = ScriptedLLM(SEND)
+    runtime = room.runtime(llm, hitl=(), approver=Desk([Steer("It was sent at noon.")]))
+    await runtime.resume(RUN)
+    await runtime.resume(await runtime.fork(RUN, at=2))
+    assert told(llm) == ["send was interrupted; a human says what came of it: It was sent at noon."]
+
+
+# -- steering ----------------------------------------------------------------------------------------------------------
+
+
+def guidance(request: LLMRequest) -> list[str]:
+    """What the model was told of a person's words; the roles of what it sees take turns."""
+    roles = [message.role for message in request.messages]
+    assert all(before != after for before, after in pairwise(roles)), roles
+    return [found for m in request.messages if m.role == "user" for found in re.findall("Human guidance: (.*)", m.text)]
+
+
+async def test_a_run_nobody_drives_is_told_when_it_is_resumed_and_once(office: Office) -> None:
+    script = [call("send", to="ann"), call("read", path="a"), "Done."]
+    await office.runtime(script).run_agent("clerk", "Go.", run_id=RUN)
+    await office.runtime(script).steer(RUN, "Be quick.")
+    await office.runtime(script).answer(RUN, Approve())
+    llm = ScriptedLLM(script)
+    assert isinstance(await office.runtime(llm).resume(RUN), Finished)
+    assert [len(guidance(request)) for request in llm.requests] == [1, 1]
+    assert [message.role for message in llm.requests[0].messages] == ["user", "assistant", "tool", "user"]
+    with pytest.raises(ConfigError, match="is over"):
+        await office.runtime(script).steer(RUN, "Be quick.")
+
+
+async def test_guidance_before_the_first_step_is_part_of_what_the_model_sees_first(office: Office) -> None:
+    """The run was started, and stopped before its model was asked."""
+    llm = ScriptedLLM(["Done."], delay_s=60)
+    running = asyncio.create_task(office.runtime(llm, hitl=()).run_agent("clerk", "Go.", run_id=RUN))
+    while not llm.requests:
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait({running})
+    await office.runtime(["Done."], hitl=()).steer(RUN, "Be quick.")
+    llm = ScriptedLLM(["Done."])
+    assert isinstance(await office.runtime(llm, hitl=()).resume(RUN), Finished)
+    [request] = llm.requests
+    assert guidance(request) == ["Be quick."]
+    assert request.messages[0].text.startswith("Go.")
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+async def test_guidance_while_the_model_answers_finally_goes_on_with_the_run(office: Office, elsewhere: bool) -> None:
+    llm = ScriptedLLM(["Too early.", "Done."], delay_s=0.3 if not elsewhere else 1.3)
+    runtime = office.runtime(llm, hitl=())
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    while not llm.requests:
+        await asyncio.sleep(0.01)
+    await (office.runtime([], hitl=()) if elsewhere else runtime).steer(RUN, "One more thing.")
+    result = await asyncio.wait_for(running, 10)
+    assert result.answer == "Done."
+    assert [message.role for message in llm.requests[1].messages] == ["user", "assistant", "user"]
+    assert len(guidance(llm.requests[1])) == 1
+
+
+async def test_one_agent_or_all_of_those_at_work_are_told(office: Office) -> None:
+    seen: dict[str, list[str]] = {}
+    begun = asyncio.Event()
+
+    @tool(effect="read")
+    async def wait() -> str:
+        """Wait."""
+        begun.set()
+        await asyncio.sleep(0.4)
+        return "waited"
+
+    def reply(request: LLMRequest) -> Reply:
+        if "Bring their results together" in request.system:
+            return '{"answer": "Done.", "confidence": 1}'
+        said = sum(message.role == "assistant" for message in request.messages)
+        if said:
+            seen[request.system] = guidance(request)
+            return "Done."
+        return call("wait")
+
+    agents = [AgentConfig(name, system_prompt=name) for name in ("one", "two")]
+    runtime = office.runtime(reply, hitl=(), tools=[wait], others=agents)
+    plan = Plan((Task("a", "one", "Work."), Task("b", "two", "Work.")))
+    running = asyncio.create_task(runtime.run_plan(plan, goal="Work.", run_id=RUN))
+    await asyncio.wait_for(begun.wait(), 5)
+    await runtime.steer(RUN, "For all.")
+    await runtime.steer(RUN, "For two.", "two")
+    await runtime.steer(RUN, "For nobody.", "three")
+    assert isinstance(await asyncio.wait_for(running, 10), Finished)
+    assert seen == {
+        "one": ["For all."],
+        "two": ["For all.", "For two."],
+    }
+    [refused] = await office.found(CommandRefused)
+    assert "no agent 'three' is at work" in refused.reason
+
+
+async def test_guidance_while_an_agent_is_chosen_reaches_that_agent_at_once(office: Office) -> None:
+    def reply(request: LLMRequest) -> Reply:
+        return '{"agent_id": "clerk", "rationale": "why not"}' if request.response_schema else "Done."
+
+    llm = ScriptedLLM(reply, delay_s=0.2)
+    runtime = office.runtime(llm, hitl=(), others=[AgentConfig("other")])
+    running = asyncio.create_task(runtime.run_routed("Go.", run_id=RUN))
+    while not llm.requests:
+        await asyncio.sleep(0.01)
+    await runtime.steer(RUN, "Be quick.")
+    assert isinstance(await asyncio.wait_for(running, 10), Finished)
+    assert len(llm.requests) == 2
+    assert guidance(llm.requests[1]) == ["Be quick."]
+
+
+# -- cancelling --------------------------------------------------------------------------------------------------------
+
+
+async def ended(office: Office, reason: str) -> None:
+    """A cancelled run is over for good, whoever comes, and its journal ends with that."""
+    records = await office.records()
+    assert isinstance(records[-1], RunCancelled)
+    assert sum(isinstance(record, (RunCancelled, RunFinished)) for record in records) == 1
+    assert records[-1].reason == reason
+    runtime = office.runtime(SEND)
+    result = await runtime.resume(RUN)
+    assert isinstance(result, Cancelled)
+    assert result.error == reason
+    assert await office.records() == records
+    with pytest.raises(ConfigError, match="is over"):
+        await runtime.cancel(RUN)
+    assert [run.status async for run in runtime.runs()] == ["cancelled"]
+    assert await office.store.inbox(RUN) == []
+
+
+async def test_a_parked_run_is_cancelled(office: Office) -> None:
+    await office.runtime(SEND).run_agent("clerk", "Go.", run_id=RUN)
+    await office.runtime(SEND).steer(RUN, "Be quick.")
+    await office.runtime(SEND).cancel(RUN, "never mind", by="ann")
+    await ended(office, "never mind")
+    assert office.effects() == []
+
+
+async def test_a_run_that_was_left_is_cancelled(office: Office) -> None:
+    await interrupted(office)
+    await office.runtime(SEND).cancel(RUN, "never mind")
+    await ended(office, "never mind")
+    assert len(office.effects()) == 1
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+@pytest.mark.parametrize("beside", [True, False])
+async def test_cancelling_stops_a_tool_at_work(office: Office, elsewhere: bool, beside: bool) -> None:
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    @tool
+    async def hang() -> str:
+        """Hang."""
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+        return "done"
+
+    script = [[call("hang"), call("read", path="a")] if beside else call("hang"), "Done."]
+    runtime = office.runtime(script, hitl=(), tools=[*office.tools(), hang])
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    await asyncio.wait_for(begun.wait(), 5)
+    await (office.runtime(SEND) if elsewhere else runtime).cancel(RUN, "never mind")
+    result = await asyncio.wait_for(running, 5)
+    assert isinstance(result, Cancelled)
+    assert result.error == "never mind"
+    assert stopped.is_set()
+    await ended(office, "never mind")
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+async def test_cancelling_closes_an_open_prompt(office: Office, elsewhere: bool) -> None:
+    nobody = Nobody()
+    runtime = office.runtime(SEND, approver=nobody)
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    await asyncio.wait_for(nobody.busy.wait(), 5)
+    await (office.runtime(SEND) if elsewhere else runtime).cancel(RUN, "never mind")
+    assert isinstance(await asyncio.wait_for(running, 5), Cancelled)
+    assert nobody.closed == nobody.asked
+    await ended(office, "never mind")
+
+
+async def test_a_cancel_that_waits_in_the_mailbox_ends_the_run_and_nothing_follows(office: Office) -> None:
+    """Whoever drove the run died before it could look."""
+    await office.runtime(SEND).run_agent("clerk", "Go.", run_id=RUN)
+    await office.runtime(SEND).answer(RUN, Approve())
+    await office.store.post(RUN, Cancel("never mind", "ann"))
+    await office.runtime(SEND).steer(RUN, "Be quick.")
+    assert isinstance(await office.runtime(SEND).resume(RUN), Cancelled)
+    assert office.effects() == []
+    await ended(office, "never mind")
+
+
+async def test_a_tool_that_swallows_its_cancelling_does_not_keep_the_run(room: Office) -> None:
+    begun = asyncio.Event()
+
+    @tool
+    async def stubborn() -> str:
+        """Ignore it once."""
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "done all the same"
+        return "done"
+
+    runtime = room.runtime([call("stubborn"), "Done."], hitl=(), tools=[*room.tools(), stubborn])
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    await asyncio.wait_for(begun.wait(), 5)
+    await runtime.cancel(RUN, "never mind")
+    assert isinstance(await asyncio.wait_for(running, 5), Cancelled)
+    [finished] = await room.found(ToolFinished)
+    assert finished.text == "done all the same"
+    await ended(room, "never mind")
+
+
+CANCEL = """
+import asyncio, sys
+from harness import AgentConfig, AgentRuntime, FileCheckpointStore, SQLiteCheckpointStore
+from harness.testing import ScriptedLLM
+
+async def main():
+    kind, path, what = sys.argv[1:]
+    store = (SQLiteCheckpointStore if kind == "sqlite" else FileCheckpointStore)(path)
+    runtime = AgentRuntime(llm=ScriptedLLM([]), agents=[AgentConfig("x")], checkpoint_store=store, auto_resume=False)
+    await getattr(runtime, what)("run", "from elsewhere")
+    await store.close()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "file"])
+@pytest.mark.parametrize("what", ["cancel", "steer"])
+async def test_another_process_speaks_to_a_run_at_work(kind: str, what: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    store = (SQLiteCheckpointStore if kind == "sqlite" else FileCheckpointStore)(path)
+    office = Office(store, tmp_path)
+    begun, heard = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="read")
+    async def wait() -> str:
+        """Wait."""
+        begun.set()
+        await asyncio.wait_for(heard.wait(), 30)
+        return "waited"
+
+    llm = ScriptedLLM([call("wait"), "Done."])
+    runtime = office.runtime(llm, hitl=(), tools=[*office.tools(), wait])
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    await asyncio.wait_for(begun.wait(), 5)
+    library = str(Path(harness.__file__).parent.parent)
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", CANCEL, kind, str(path), what,
+        stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": library},
+    )  # fmt: skip
+    assert await asyncio.wait_for(other.wait(), 30) == 0
+    if what == "cancel":
+        assert isinstance(await asyncio.wait_for(running, 10), Cancelled)
+        await ended(office, "from elsewhere")
+    else:
+        await asyncio.sleep(1.2)  # a run at work looks once a second
+        heard.set()
+        assert isinstance(await asyncio.wait_for(running, 10), Finished)
+        assert guidance(llm.requests[-1]) == ["from elsewhere"]
+    await store.close()
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def rules(asked: GatedCall) -> Judged:
+    """Never pay; ask before sending; read twice."""
+    if asked.tool == "pay":
+        return Judged("forbid", "money is not ours to spend", "no-money")
+    if asked.tool == "send":
+        return Judged("ask", "it leaves the house", "ask-before-sending")
+    return Judged("allow", rule="reads") if asked.uses.get("reads", 0) < 2 else Judged("ask", "enough", "reads")
+
+
+async def test_rules_forbid_ask_and_allow(office: Office) -> None:
+    llm = ScriptedLLM(BATCH)
+    desk = Desk([Approve()])
+    assert isinstance(
+        await office.runtime(llm, hitl=(), policy=rules, approver=desk).run_agent("clerk", "Go.", run_id=RUN), Finished
+    )
+    assert [(asked.tool, asked.reason) for asked in desk.asked] == [("send", "it leaves the house")]
+    assert told(llm) == ["ok", "ok", "Tool rejected by policy: money is not ours to spend"]
+    assert {record.tool: record.rule for record in await office.found(ToolStarted)} == {"send": "", "read": "reads"}
+    assert sorted(office.effects()) == ['read {"path":"a"}', 'send {"to":"ann"}']
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_rule_counts_its_uses(office: Office, at_once: bool) -> None:
+    calls = [call("read", path=str(n)) for n in range(3)]
+    script: list[Reply] = [calls, "Done."] if at_once else [*calls, "Done."]
+    parked = await office.runtime(script, hitl=(), policy=rules).run_agent("clerk", "Go.", run_id=RUN)
+    assert isinstance(parked, Parked)
+    assert len(office.effects()) == 2
+    assert len(await office.found(LLMStarted)) == (1 if at_once else 3)
+
+
+async def test_what_an_agent_asks_about_is_asked_whatever_the_rules_allow(room: Office) -> None:
+    def lax(_: GatedCall) -> Judged:
+        return Judged("allow", rule="all")
+
+    parked = await room.runtime(BATCH, hitl=("send",), policy=lax).run_agent("clerk", "Go.", run_id=RUN)
+    assert [asked.tool for asked in parked.waiting] == ["send"]  # type: ignore[union-attr]
+
+
+async def test_an_edit_is_judged_again_and_what_is_forbidden_stays_so(room: Office) -> None:
+    def strict(asked: GatedCall) -> Judged:
+        return Judged("forbid", "not to eve") if "eve" in asked.arguments else Judged("ask")
+
+    desk = Desk([Edit({"to": "eve"}), Edit({"to": "bob"})])
+    result = await room.runtime(SEND, hitl=(), policy=strict, approver=desk).run_agent("clerk", "Go.", run_id=RUN)
+    assert isinstance(result, Finished)
+    assert room.effects() == ['send {"to":"bob"}']
+    assert len(desk.asked) == 2
+    [voided] = await room.found(ApprovalVoided)
+    assert "not to eve" in voided.reason
+
+
+async def test_an_edit_that_is_forbidden_for_ever_comes_to_an_end(room: Office) -> None:
+    def strict(asked: GatedCall) -> Judged:
+        return Judged("forbid", "not to eve") if "eve" in asked.arguments else Judged("ask")
+
+    desk = Desk(lambda _: Edit({"to": "eve"}))
+    runtime = room.runtime(SEND, hitl=(), policy=strict, approver=desk)
+    result = await asyncio.wait_for(runtime.run_agent("clerk", "Go.", run_id=RUN), 10)
+    assert isinstance(result, (Parked, Finished))
+    assert room.effects() == []
+    assert len(desk.asked) < 20
+
+
+@pytest.mark.parametrize("judged", [RuntimeError("the rules are broken"), None, "allow", Judged("yes")])  # type: ignore[arg-type]
+async def test_a_policy_that_is_broken_lets_nothing_run(room: Office, judged: object) -> None:
+    def broken(_: GatedCall) -> Judged:
+        if isinstance(judged, Exception):
+            raise judged
+        return judged  # type: ignore[return-value]
+
+    runtime = room.runtime(SEND, hitl=(), policy=broken)
+    with contextlib.suppress(RuntimeError, AttributeError):
+        assert isinstance(await runtime.run_agent("clerk", "Go.", run_id=RUN), Parked)
+    assert room.effects() == []
+    assert isinstance(await room.runtime(SEND, hitl=(), approver=Desk([Approve()])).resume(RUN), Finished | Parked)

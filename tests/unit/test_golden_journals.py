@@ -85,11 +85,9 @@ def test_a_run_that_was_parked_answered_steered_and_held_by_rules() -> None:
     assert len(state.commands) == 6
     messages = state.scopes[""].messages
     assert [message.role for message in messages] == [
-        "user", "assistant", "tool", "user", "user", "assistant", "tool", "assistant"
+        "user", "assistant", "tool", "user", "assistant", "tool", "assistant"
     ]  # fmt: skip
-    assert [message.text for message in messages[3:5]] == [
-        "Human guidance: Be quick.", "Human guidance: Pay no more than 5."
-    ]  # fmt: skip
+    assert messages[3].text == "Human guidance: Be quick.\n\nHuman guidance: Pay no more than 5."
     assert broken_links(records, Seal(KEY)) == []
 
 

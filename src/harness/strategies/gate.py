@@ -8,13 +8,16 @@ may it run? -> by the rules           -> it starts
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.approval import GatedCall, approval_id, canonical, digest_of
 from harness.records import ApprovalKind, ApprovalRequested, ApprovalResolved, ApprovalVoided, ToolFinished
 from harness.state import CallState, RunState, ScopeState
 from harness.strategies.base import Ask, RunConfig
 from harness.tools.base import ToolSpec
+
+MAX_ASKED = 5
+"""How often a call is asked about whose edited arguments are forbidden each time, before it counts as rejected."""
 
 PLAN = -1
 """Stands for the position of a call where the question is about a plan."""
@@ -42,8 +45,19 @@ Outcome = Passed | ToolFinished | ApprovalRequested | ApprovalVoided | Ask | Non
 """What the gate says; None waits for an answer that somebody is being asked for."""
 
 
-def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
-    """Say whether a call may start now."""
+def gate(
+    scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec, uses: Mapping[str, int]
+) -> Outcome:
+    """Say whether a call may start now.
+
+    Args:
+        scope: the scope.
+        run: the run.
+        config: the rules.
+        index: the call's position.
+        spec: its tool.
+        uses: calls that each rule has allowed, those of the same reply included.
+    """
     call = scope.calls[index]
     if call.answer is not None and call.request is not None:
         return _answered(scope, run, config, index, spec)
@@ -51,7 +65,7 @@ def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: 
         return None if call.asking else Ask(scope.scope, index, call.request.approval_id)
     if config.gate is None:
         return Passed()
-    judged = config.gate(_seen(scope, run, spec, call.call.arguments))
+    judged = config.gate(_seen(scope, run, spec, call.call.arguments, uses))
     if judged.action == "allow":
         return Passed(rules=judged.used)
     if judged.action == "forbid":
@@ -61,10 +75,10 @@ def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: 
     return question(scope, run, config, index, spec, reason=judged.reason, session=judged.session)
 
 
-def _seen(scope: ScopeState, run: RunState, spec: ToolSpec, arguments: str) -> GatedCall:
+def _seen(scope: ScopeState, run: RunState, spec: ToolSpec, arguments: str, uses: Mapping[str, int]) -> GatedCall:
     """Return what the gate may look at."""
     spent = run.spent.usage.cost_microusd
-    return GatedCall(spec.name, arguments, spec.effect, scope.agent_id, scope.reply_at, spent, run.uses)
+    return GatedCall(spec.name, arguments, spec.effect, scope.agent_id, scope.reply_at, spent, uses)
 
 
 def in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
@@ -136,7 +150,7 @@ def question(
         kind,
         reason,
         session,
-        _expiry(scope, config),
+        expiry(scope, run, config),
     )
 
 
@@ -145,8 +159,10 @@ def _asked_about(call: CallState, kind: ApprovalKind) -> str:
     return call.arguments if kind == "in_doubt" else call.call.arguments
 
 
-def _expiry(scope: ScopeState, config: RunConfig) -> float:
-    return 0.0 if config.answer_within_s is None else scope.reply_at + config.answer_within_s
+def expiry(scope: ScopeState, run: RunState, config: RunConfig) -> float:
+    """Say when a question that is asked now is too old to be answered; 0 for never."""
+    # A question of a resumed run may be new, whenever the model's reply was.
+    return 0.0 if config.answer_within_s is None else max(scope.reply_at, run.driven_since) + config.answer_within_s
 
 
 def _digest(
@@ -223,12 +239,14 @@ def _edited(
     spec: ToolSpec,
     request: ApprovalRequested,
     answer: ApprovalResolved,
-) -> Passed | ApprovalVoided:
+) -> Passed | ApprovalVoided | ToolFinished:
     """Judge edited arguments anew: a person may say yes where the rules ask, not where they forbid."""
     if config.gate is not None:
-        judged = config.gate(_seen(scope, run, spec, answer.arguments))
+        judged = config.gate(_seen(scope, run, spec, answer.arguments, run.uses))
         if judged.action == "forbid":
             reason = f"the edited arguments are forbidden: {judged.reason or judged.rule}"
+            if scope.calls[index].asked >= MAX_ASKED:
+                return refusal(scope, config, index, f"Tool rejected by policy: {reason}")
             return ApprovalVoided(request.approval_id, reason, scope.step, index, scope.scope)
     return Passed(request.approval_id)
 

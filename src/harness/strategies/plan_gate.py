@@ -11,10 +11,10 @@ import msgspec
 
 from harness.approval import approval_id, canonical, digest_of
 from harness.plan import Task
-from harness.records import ApprovalRequested, ApprovalVoided, Planned, Record
+from harness.records import ApprovalRequested, ApprovalResolved, ApprovalVoided, Planned, Record, Replanned
 from harness.state import PlanState, RunState, ScopeState
 from harness.strategies.base import Ask, RunConfig, Step, fail_run
-from harness.strategies.gate import PLAN, what_is_wrong
+from harness.strategies.gate import PLAN, expiry, what_is_wrong
 
 
 class Held:
@@ -36,9 +36,11 @@ def hold(scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState) -
     """Say whether a plan is held back; None lets it go on."""
     if not config.ask_plan:
         return None
-    tasks = _written(plan)
+    tasks = _written([task.task for task in plan.tasks.values()])
     request, answer = scope.request, scope.answer
-    if request is None or (canonical(request.arguments) != tasks and not _is_edited(scope, tasks)):
+    wanted = _edited_tasks(plan, answer) if answer is not None and answer.decision == "edit" else ()
+    is_edited = bool(wanted) and _by_id(wanted) == _by_id([task.task for task in plan.tasks.values()])
+    if request is None or (canonical(request.arguments) != tasks and not is_edited):
         return Held([_question(scope, run, config, tasks)])
     if answer is None:
         return Held() if scope.asking else Held([Ask(scope.scope, PLAN, request.approval_id)])
@@ -50,25 +52,38 @@ def hold(scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState) -
         case "approve" | "session":
             return None
         case "edit":
-            return None if canonical(answer.arguments) == tasks else Held([_edited(scope, plan, answer.arguments)])
+            return None if is_edited else Held([_edited(scope, plan, wanted)])
         case "steer":
+            if plan.no_replan:
+                return Held([fail_run(run, "plan", "the planner could not write the plan as a human wants it")])
             return Held(corrected=True)
         case "reject" | "expired":
             why = "nobody answered in time" if answer.decision == "expired" else answer.text or "no reason given"
             return Held([fail_run(run, "plan", f"the plan was rejected by a human: {why}")])
 
 
-def _written(plan: PlanState) -> str:
-    """Write the tasks of a plan down as they are asked about."""
-    tasks = [
-        {name: getattr(task.task, name) for name in task.task.__struct_fields__} for task in plan.tasks.values()
-    ]  # fmt: skip
-    return msgspec.json.encode({"tasks": tasks}, order="sorted").decode()
+def _written(tasks: Sequence[Task]) -> str:
+    """Write tasks down as they are asked about."""
+    plain = [{name: getattr(task, name) for name in task.__struct_fields__} for task in tasks]
+    return msgspec.json.encode({"tasks": plain}, order="sorted").decode()
 
 
-def _is_edited(scope: ScopeState, tasks: str) -> bool:
-    answer = scope.answer
-    return answer is not None and answer.decision == "edit" and canonical(answer.arguments) == tasks
+def _by_id(tasks: Sequence[Task]) -> dict[str, Task]:
+    return {task.id: task for task in tasks}
+
+
+def _begun(plan: PlanState) -> list[Task]:
+    """Return the tasks that are done or at work: editing them comes too late."""
+    return [task.task for task in plan.tasks.values() if task.status != "waiting"]
+
+
+def _edited_tasks(plan: PlanState, answer: ApprovalResolved) -> list[Task]:
+    """Return what the plan is to be: what was begun as it is, and the rest as a person has edited it."""
+    try:
+        edited = _by_id(msgspec.json.decode(answer.arguments, type=_Edited).tasks)
+    except msgspec.MsgspecError:  # nobody has signed this; it is refused for that
+        return []
+    return list((edited | _by_id(_begun(plan))).values())
 
 
 def _asked(scope: ScopeState, run: RunState, number: int) -> str:
@@ -92,7 +107,6 @@ def _digest(scope: ScopeState, run: RunState, arguments: str, asked: str) -> str
 
 
 def _question(scope: ScopeState, run: RunState, config: RunConfig, tasks: str) -> ApprovalRequested:
-    expires_at = 0.0 if config.answer_within_s is None else scope.reply_at + config.answer_within_s
     asked = _asked(scope, run, scope.asked + 1)
     return ApprovalRequested(
         asked,
@@ -105,7 +119,7 @@ def _question(scope: ScopeState, run: RunState, config: RunConfig, tasks: str) -
         "plan",
         "nothing of the plan runs before it is approved",
         (),
-        expires_at,
+        expiry(scope, run, config),
     )
 
 
@@ -113,6 +127,13 @@ class _Edited(msgspec.Struct):
     tasks: tuple[Task, ...]
 
 
-def _edited(scope: ScopeState, plan: PlanState, arguments: str) -> Record:
-    """Put an edited plan in force. What is done or at work is none of its business any more, so only a new plan is."""
-    return Planned(msgspec.json.decode(arguments, type=_Edited).tasks, plan.rationale, scope.scope)
+def _edited(scope: ScopeState, plan: PlanState, wanted: Sequence[Task]) -> Record:
+    """Put an edited plan in force."""
+    begun = [task.id for task in _begun(plan)]
+    if not begun:
+        return Planned(tuple(wanted), plan.rationale, scope.scope)
+    rest = tuple(task for task in wanted if task.id not in begun)
+    removed = tuple(task_id for task_id in plan.tasks if task_id not in begun)
+    return Replanned(
+        rest, "", "a human has edited it", plan.replans + 1, plan.rationale, tuple(begun), removed, scope.scope
+    )

@@ -7,7 +7,7 @@ Everything here reads what was folded and compares numbers; nothing awaits, writ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -126,8 +126,9 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
     if waiting and (over := wall_is_over(run.spent, config.limits)):
         return out_of_budget(scope, run, over)
+    uses = run.uses if config.gate is None else dict(run.uses)
     for index in waiting:
-        step = _next_for(scope, run, config, index)
+        step = _next_for(scope, run, config, index, uses)
         if step is None:
             continue
         if type(step) is ToolStarted or type(step) is ScopeOpened:
@@ -138,11 +139,14 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
                     return todo or out_of_budget(scope, run, f"max_tool_calls={allowed} is reached")
                 started += 1
             in_flight += 1
+            if type(step) is ToolStarted:
+                for rule in step.rules:
+                    uses[rule] = uses.get(rule, 0) + 1
         todo.append(step)
     return todo
 
 
-def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int) -> Step | None:
+def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, uses: Mapping[str, int]) -> Step | None:
     """Start a call; settle one that an older driver started by the stricter of its recorded and current effect."""
     call = scope.calls[index]
     name = call.call.name
@@ -165,7 +169,7 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int) -
             return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
         return _in_doubt(scope, run, config, index, spec)
     if config.gate is not None or call.request is not None:
-        passed = gate(scope, run, config, index, spec)
+        passed = gate(scope, run, config, index, spec, uses)
         if not isinstance(passed, Passed):
             return passed
     else:
