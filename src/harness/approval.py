@@ -87,7 +87,7 @@ class Judged(msgspec.Struct, frozen=True):
         reason: why, in a sentence.
         rule: the rule that decided.
         session: what "allow for this session" would cover; empty where that is not offered.
-        used: the rules that allow it, each counted as used once.
+        used: the rules that allow it, each counted as used once; ``rule`` where it names none.
     """
 
     action: Literal["forbid", "ask", "allow"]

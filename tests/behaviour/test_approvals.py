@@ -1572,7 +1572,7 @@ async def test_rules_forbid_ask_and_allow(office: Office) -> None:
     )
     assert [(asked.tool, asked.reason) for asked in desk.asked] == [("send", "it leaves the house")]
     assert told(llm) == ["ok", "ok", "Tool rejected by policy: money is not ours to spend"]
-    assert {record.tool: record.rule for record in await office.found(ToolStarted)} == {"send": "", "read": "reads"}
+    assert {record.tool: record.rules for record in await office.found(ToolStarted)} == {"send": (), "read": ("reads",)}
     assert sorted(office.effects()) == ['read {"path":"a"}', 'send {"to":"ann"}']
 
 

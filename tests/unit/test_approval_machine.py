@@ -155,7 +155,7 @@ class World:
         if not isinstance(record, ToolStarted) or record.reconcile or record.tool not in GATED:
             return
         call = self.state.scopes[record.scope].calls[record.index]
-        if record.rule:
+        if record.rules:
             assert record.tool == "ruled"
             assert not record.approval_id
             assert self.state.uses.get("first", 0) < 1, "a rule that was used up"

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from harness.hitl.policy import Policy
 
 
-def gate_of(agent: AgentConfig, specs: Mapping[str, ToolSpec], policy: object, cap_usd: float | None) -> Gate | None:
+def gate_of(
+    agent: AgentConfig, specs: Mapping[str, ToolSpec], policy: object, cap_usd: float | None = None
+) -> Gate | None:
     """Make the gate of one agent.
 
     Args:
@@ -49,6 +51,8 @@ def gate_of(agent: AgentConfig, specs: Mapping[str, ToolSpec], policy: object, c
         judged = judge(call)
         if judged.action == "allow" and call.tool in asked:
             judged = Judged("ask", "this tool asks before it runs", "hitl_tools")
+        if judged.action == "allow" and judged.rule and not judged.used:
+            return Judged("allow", judged.reason, judged.rule, used=(judged.rule,))
         if judged.action != "ask":
             return judged
         return Judged("ask", judged.reason, judged.rule, session_of(call, shell_tools))
