@@ -236,7 +236,7 @@ class Driver:
                 await self._commit(starts)
             if self._is_over():
                 return
-            if len(starts) == 1 and not self._tasks:
+            if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:  # what may be answered elsewhere
                 self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
             else:
                 for step in starts:
