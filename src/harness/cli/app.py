@@ -77,7 +77,18 @@ class Trust:
     ] = False
 
 
-NO_LIMITS, NO_OUTPUT, NO_MODEL, NO_TRUST = Limits(), Output(), Model(), Trust()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class People:
+    """The flag that says who is asked."""
+
+    park: Annotated[
+        bool,
+        Parameter(help="Ask nobody here: stop with exit code 3 when a call waits for approval.", negative=""),
+    ] = False
+
+
+NO_LIMITS, NO_OUTPUT, NO_MODEL, NO_TRUST, NO_PEOPLE = Limits(), Output(), Model(), Trust(), People()
 
 
 @app.command
@@ -94,6 +105,11 @@ def run(
     agent: Annotated[str | None, Parameter(help="An agent of harness.toml. [default: all of them]")] = None,
     config: Annotated[Path | None, Parameter(help="The configuration. [default: ./harness.toml]")] = None,
     run_id: Annotated[str | None, Parameter(help="Your own id for the run; one that exists goes on.")] = None,
+    ask: Annotated[
+        list[str] | None,
+        Parameter(help="A tool that asks before it runs; may be given more than once.", negative=""),
+    ] = None,
+    people: People = NO_PEOPLE,
     model: Model = NO_MODEL,
     limits: Limits = NO_LIMITS,
     output: Output = NO_OUTPUT,
@@ -111,9 +127,10 @@ def run(
         folder=None if folder is None else str(folder),
         agent=agent,
         config=None if config is None else str(config),
+        ask=",".join(ask) if ask else None,
     )
     asked = commands.Request(goal or "", plan, continue_)
-    return commands.run(asked, choices, run_id=run_id, output=_output(output), trust=trust.trust)
+    return commands.run(asked, choices, run_id=run_id, output=_output(output, people), trust=trust.trust)
 
 
 @app.command
@@ -141,6 +158,7 @@ def resume(
     *,
     last: Annotated[bool, Parameter(help="The most recent run that is not finished.", negative="")] = False,
     fast: Annotated[bool, Parameter(help="Of a demo: leave out the recorded model's pauses.", negative="")] = False,
+    people: People = NO_PEOPLE,
     model: Model = NO_MODEL,
     limits: Limits = NO_LIMITS,
     output: Output = NO_OUTPUT,
@@ -155,13 +173,13 @@ def resume(
         only run that is not finished.
     """
     flags = msgspec.structs.replace(_choices(model, limits), fast=fast)
-    return commands.resume(key, flags, last=last, output=_output(output), trust=trust.trust)
+    return commands.resume(key, flags, last=last, output=_output(output, people), trust=trust.trust)
 
 
 @app.command
 def runs(
     *,
-    status: Literal["running", "interrupted", "finished", "failed", "cancelled"] | None = None,
+    status: Literal["running", "interrupted", "waiting", "finished", "failed", "cancelled"] | None = None,
     limit: Annotated[int, Parameter(help="The most runs to list.")] = 20,
     json: Annotated[bool, Parameter(help="Print JSON lines.", negative="")] = False,
 ) -> int:
@@ -236,8 +254,8 @@ def _choices(model: Model, limits: Limits) -> Choices:
     )
 
 
-def _output(output: Output) -> commands.Output:
-    return commands.Output(as_json=output.json, tokens=output.tokens)
+def _output(output: Output, people: People = NO_PEOPLE) -> commands.Output:
+    return commands.Output(as_json=output.json, tokens=output.tokens, park=people.park)
 
 
 def main() -> NoReturn:

@@ -122,7 +122,7 @@ def _show(found: Found, screen: screens.Plain | Tree, status: RunStatus) -> None
     result = found.result()
     if result is not None:
         screen.end(result)
-        report(result, found.scope, over=state.over is not None)
+        report(result, found.scope, over=state.over is not None, origin=started.origin)
     else:
         screen.note(f"{count(state.steps, 'step')} · {ledger.line()}")
         key = found.key if found.scope else key_of(state)
