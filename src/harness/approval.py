@@ -1,8 +1,8 @@
 """Approvals: what is asked, what can be answered, and the seal that binds an answer to one exact call. Pure.
 
-A request's digest covers everything that decides what would happen: run, place, tool, its definition, the arguments, the
-folder it works in. An answer is sealed over that digest with a key that is kept outside of the store, so that whoever
-can write to the store alone can neither make up an answer nor move one to another call.
+A request's digest covers everything that decides what would happen: run, place, tool, its definition, the arguments,
+the folder it works in. An answer is sealed over that digest with a key that is kept outside of the store, so that
+whoever can write to the store alone can neither make up an answer nor move one to another call.
 """
 
 from __future__ import annotations
@@ -86,12 +86,14 @@ class Judged(msgspec.Struct, frozen=True):
         reason: why, in a sentence.
         rule: the rule that decided.
         session: what "allow for this session" would cover; empty where that is not offered.
+        used: the rules that allow it, each counted as used once.
     """
 
     action: Literal["forbid", "ask", "allow"]
     reason: str = ""
     rule: str = ""
     session: tuple[str, ...] = ()
+    used: tuple[str, ...] = ()
 
 
 class GatedCall(msgspec.Struct, frozen=True):

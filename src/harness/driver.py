@@ -73,7 +73,16 @@ Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
 CLOSE_PROMPT_S = 1.0
 """Seconds a prompt may take to close when its question was answered elsewhere."""
 
-_URGENT = (DriverStarted, ScopeClosed, RunFinished, RunFailed, RunCancelled, RunParked, ApprovalRequested, ApprovalResolved)
+_URGENT = (
+    DriverStarted,
+    ScopeClosed,
+    RunFinished,
+    RunFailed,
+    RunCancelled,
+    RunParked,
+    ApprovalRequested,
+    ApprovalResolved,
+)
 
 
 class Driver:
@@ -224,7 +233,7 @@ class Driver:
             if self._mail:
                 await self._take_mail()
             starts = self._decide()
-            if not starts and not self._tasks and not self._is_over():
+            if not starts and not (self._tasks and self.state.in_flight) and not self._is_over():
                 self._touch_all()  # what waited for others' calls to end is not touched by its own
                 starts = self._decide()
                 if not starts and not self._is_over() and open_questions(state):
@@ -236,7 +245,7 @@ class Driver:
                 await self._commit(starts)
             if self._is_over():
                 return
-            if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:  # what may be answered elsewhere
+            if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:
                 self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
             else:
                 for step in starts:

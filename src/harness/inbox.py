@@ -83,9 +83,7 @@ def unfit(request: ApprovalRequested, answer: ApprovalResolved, validate: Valida
 
 def _guidance(mail: Mail, guidance: Guidance, state: RunState, count: TokenCounter) -> Guided | CommandRefused:
     scopes = [
-        path
-        for path, scope in state.scopes.items()
-        if not guidance.agent_id or scope.agent_id == guidance.agent_id
+        path for path, scope in state.scopes.items() if not guidance.agent_id or scope.agent_id == guidance.agent_id
     ]
     if not scopes:
         return CommandRefused(mail.id, f"no agent {guidance.agent_id!r} is at work in this run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import weakref
@@ -14,9 +15,9 @@ import msgspec
 from harness import host
 from harness.active import ActiveRun
 from harness.approval import Decision, name_of
-from harness.checkpoint.base import CheckpointStore, lease_clock, this_process
+from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
-from harness.errors import ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
+from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
@@ -143,7 +144,7 @@ class Launcher:
             raise RunNotFound(key)
         new_id = run_id or new_run_id()
         records = fork_records(source, entries, at)
-        owner = await store.claim(new_id, this_process())
+        owner = await _claim(store, new_id, self._lease_s)
         try:
             if await _all(store, new_id):
                 raise RunIdTaken(f"run id {new_id!r} exists; choose another for the fork")
@@ -273,7 +274,7 @@ class Launcher:
             return _attach(active, only)
         before = await self._conversation(start)
         claimed_at = lease_clock()
-        owner = await store.claim(run_id, this_process(), lease_s=self._lease_s)
+        owner = await _claim(store, run_id, self._lease_s)
         try:
             # Whoever owned the run before may have gone on since ``known`` was read.
             entries = [*known, *await _all(store, run_id, after=len(known))]
@@ -415,6 +416,17 @@ def hint(run: ActiveRun) -> None:
 
 async def _all(store: CheckpointStore, run_id: str, *, after: int = 0) -> list[Entry]:
     return [entry async for entry in store.read(run_id, after=after)]
+
+
+async def _claim(store: CheckpointStore, run_id: str, lease_s: float) -> Owner:
+    """Own a run. Where that is cancelled the store may own it for us all the same, and gives it up again."""
+    claim = asyncio.ensure_future(store.claim(run_id, this_process(), lease_s=lease_s))
+    try:
+        return await asyncio.shield(claim)
+    except asyncio.CancelledError:
+        with contextlib.suppress(CheckpointError):
+            await store.release(await claim)
+        raise
 
 
 def _attach(active: ActiveRun, only: str) -> ActiveRun:

@@ -25,8 +25,8 @@ from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
 from harness.errors import LLMError, LLMRefused, MalformedResponse, PlanError, ToolError
 from harness.hitl.base import ApprovalRequest, Approver
-from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
 from harness.keys import join_key
+from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
 from harness.messages import JSON, Image, Part, Reasoning, Text, ToolCall, user
 from harness.plan import Plan, Task
 from harness.records import (

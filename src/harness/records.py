@@ -72,7 +72,7 @@ DecisionName: TypeAlias = Literal["approve", "session", "edit", "reject", "steer
 instead; nobody answered in time."""
 
 ApprovalKind: TypeAlias = Literal["tool", "in_doubt", "plan"]
-"""What is asked: may this call run; what is to be done about one whose outcome is lost; may this plan be carried out."""
+"""What is asked: may this call run; what becomes of one whose outcome is lost; may this plan be carried out."""
 
 Complexity: TypeAlias = Literal["simple", "complex"]
 
@@ -389,7 +389,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
 
     Attributes:
         approval_id: the question whose answer allows it.
-        rule: the rule that allows it.
+        rules: the rules that allow it.
     """
 
     step: int
@@ -400,7 +400,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     attempt: int = 1
     reconcile: bool = False
     approval_id: str = ""
-    rule: str = ""
+    rules: tuple[str, ...] = ()
 
 
 class ToolNotDone(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from harness import host
 from harness.agent import AgentConfig
@@ -23,6 +23,9 @@ from harness.registry import AgentRegistry, ToolRegistry, nearest
 from harness.result import RunResult
 from harness.run_stream import OverRun, Run, RunStream, result_of_run
 from harness.wiring import COORDINATOR, People, Wirings
+
+if TYPE_CHECKING:
+    from harness.hitl.policy import Policy
 
 T = TypeVar("T")
 
@@ -44,8 +47,8 @@ class AgentRuntime:
             ``synthesiser``, ``summariser``.
         approver: who is asked about calls that an agent's ``hitl_tools`` or the policy hold back; with None the run
             parks, and is answered by ``answer`` from any process.
-        policy: decides which calls run, are forbidden or asked about; None lets all run that ``hitl_tools`` does not
-            name.
+        policy: rules, or a function, that decide which calls run, are forbidden or asked about; None lets all run
+            that ``hitl_tools`` does not name.
         approve_plans: whether a plan waits for a person's yes before anything of it runs.
         answer_within_s: seconds a question stands before it counts as a no; None for ever.
         deps: the user's own object, handed to tools as ``ToolContext.deps``.
@@ -78,7 +81,7 @@ class AgentRuntime:
         checkpoint_store: CheckpointStore | None = None,
         llm_by_site: Mapping[Site, object] | None = None,
         approver: Approver | None = None,
-        policy: Gate | None = None,
+        policy: Policy | Gate | None = None,
         approve_plans: bool = False,
         answer_within_s: float | None = None,
         deps: object = None,

@@ -699,8 +699,8 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect
     state.ledger.tool_calls += 1
-    if record.rule:
-        state.uses[record.rule] = state.uses.get(record.rule, 0) + 1
+    for rule in record.rules:
+        state.uses[rule] = state.uses.get(rule, 0) + 1
 
 
 def _tool_not_done(state: RunState, record: r.ToolNotDone, _at: float) -> None:

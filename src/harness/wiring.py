@@ -11,7 +11,7 @@ import msgspec
 
 from harness import host
 from harness.agent import AgentConfig
-from harness.approval import Gate, Seal
+from harness.approval import Seal
 from harness.budget import GuardrailConfig
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
@@ -51,7 +51,7 @@ class People:
     def __init__(
         self,
         approver: Approver | None = None,
-        policy: Gate | None = None,
+        policy: object = None,
         *,
         approve_plans: bool = False,
         answer_within_s: float | None = None,
@@ -106,7 +106,7 @@ class Wiring:
         specs = {name: tool.spec for name, tool in tools.items()}
         count = counter_of(agent)
         overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
-        gate = gate_of(agent, specs, people.policy)
+        gate = gate_of(agent, specs, people.policy, limits.max_total_cost_usd)
         gated = gate is not None or people.are_here or people.approve_plans
         self.config = RunConfig(
             agent,
@@ -224,9 +224,19 @@ class Wirings:
                 self._agents.register(given)
             team[other] = self._member(self._agents.get(other))
         llm = self._llm if agent.llm is None else as_llm(agent.llm)
+        return self._wire(agent, tools, llm, team)
+
+    def _wire(self, agent: AgentConfig, tools: Mapping[str, Tool], llm: LLM, team: Mapping[str, Member]) -> Wiring:
         return Wiring(
-            agent, tools, llm=llm, llms=self._llms, limits=self.limits, team=team, people=self.people, deps=self._deps
-        )  # fmt: skip
+            agent,
+            tools,
+            llm=llm,
+            llms=self._llms,
+            limits=self.limits,
+            team=team,
+            people=self.people,
+            deps=self._deps,
+        )
 
     def _coordinator(self) -> Wiring:
         ids = self._agents.all_ids()
@@ -234,9 +244,7 @@ class Wirings:
             raise ConfigError("no agent is registered: give the runtime agents=[AgentConfig(...)]")
         team = {agent_id: self._member(self.of(agent_id).agent) for agent_id in ids}
         agent = AgentConfig("coordinator", confidence_from_llm=False)
-        wiring = Wiring(
-            agent, {}, llm=self._llm, llms=self._llms, limits=self.limits, team=team, people=self.people, deps=self._deps
-        )  # fmt: skip
+        wiring = self._wire(agent, {}, self._llm, team)
         others = [f"{SITE_OF[purpose]} {llm.provider}:{llm.name}" for purpose, llm in self._llms.items()]
         told = "; ".join([wiring.fingerprints.llm, *others])
         wiring.fingerprints = msgspec.structs.replace(wiring.fingerprints, llm=told)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -33,6 +34,7 @@ from harness import (
     delegate,
     tool,
 )
+from harness.checkpoint.base import Owner
 from harness.events import (
     Dispatched,
     Done,
@@ -47,8 +49,8 @@ from harness.events import (
 )
 from harness.llm.base import LLMRequest, LLMResponse
 from harness.messages import Part, Text, ToolCall, ToolResult
-from harness.records import RunFailed, ScopeOpened, ToolFinished, ToolStarted
-from harness.testing import RecordingTool, Reply, ScriptedLLM, call
+from harness.records import LLMFinished, LLMStarted, Record, RunFailed, ScopeOpened, ToolFinished, ToolStarted
+from harness.testing import CrashingStore, RecordingTool, Reply, ScriptedLLM, call
 
 Script: TypeAlias = Mapping[str, Sequence[Reply]]
 
@@ -412,6 +414,37 @@ async def test_abort_waits_for_a_once_tool_of_another_task(store: CheckpointStor
     )
     assert isinstance(again, Finished)
     assert sum(isinstance(entry.record, ToolStarted) for entry in again.trace) == 1
+
+
+@pytest.mark.parametrize("end", ["abort", "budget"])
+async def test_the_end_of_a_run_does_not_wait_for_a_pause_before_another_attempt(
+    store: CheckpointStore, end: str
+) -> None:
+    inside, release = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="once")
+    async def pay() -> str:
+        """Pay."""
+        inside.set()
+        await release.wait()
+        return "paid"
+
+    def choose(request: LLMRequest) -> Reply:
+        match asked(request)[:4]:
+            case "Busy":
+                return LLMError("overloaded", transient=True, retry_after_s=60)
+            case "Pay.":
+                return call("pay")
+        asyncio.get_running_loop().call_later(0.01, release.set)
+        return REFUSED if end == "abort" else saying("done", cost=2_000_000)
+
+    model = Gated(choose, {"Stop": inside})
+    tasks = (Task("b", "a", "Busy"), Task("p", "a", "Pay."), Task("s", "b", "Stop", on_failure="abort"))
+    begun = asyncio.get_running_loop().time()
+    result = await wire(store, model, tools=[pay]).run_plan(Plan(tasks))
+    assert asyncio.get_running_loop().time() - begun < 5
+    assert isinstance(result, Failed)
+    assert result.reason == ("task" if end == "abort" else "budget")
 
 
 # -- words on the run --------------------------------------------------------------------------------------------------
@@ -1129,6 +1162,32 @@ async def test_a_task_that_fails_while_the_planner_writes_is_not_dropped_unseen(
     }
 
 
+async def test_a_planner_is_told_what_was_known_when_it_was_asked(tmp_path: Path) -> None:
+    """A task fails while the start of the planner's call is being written down."""
+    writing = asyncio.Event()
+
+    class Slow(CrashingStore):
+        async def append(self, run_id: str, expected_seq: int, records: Sequence[Record], /, *, owner: Owner) -> float:
+            at = await super().append(run_id, expected_seq, records, owner=owner)
+            if any(isinstance(record, LLMStarted) and record.purpose == "plan" for record in records):
+                writing.set()
+                await asyncio.sleep(0.01)
+            return at
+
+    def anew(request: LLMRequest) -> Reply:
+        failed = ["first", "other"] if "because of 'other'" in asked(request) else ["first"]
+        return plan_of(*({"id": task_id, "agent_id": "b", "instruction": "Better"} for task_id in failed))
+
+    planner = ScriptedLLM(anew)
+    model = Gated({"First": [REFUSED], "Other": [REFUSED], "Better": ["better"]}, {"Other": writing})
+    plan = Plan((Task("first", "a", "First"), Task("other", "a", "Other")))
+    result = await wire(Slow(MemoryCheckpointStore()), model, sites={"planner": planner}).run_plan(plan)
+    assert isinstance(result, Finished)
+    assert "other (a), running" in asked(planner.requests[0])
+    assert "other (a), replan" in asked(planner.requests[1])
+    assert {id_: task.answer for id_, task in result.task_results.items()} == {"first": "better", "other": "better"}
+
+
 @pytest.mark.parametrize("later", range(5))
 async def test_a_plan_that_comes_when_the_budget_is_spent_is_not_paid_again(store: CheckpointStore, later: int) -> None:
     together = asyncio.Event()
@@ -1173,3 +1232,78 @@ async def test_a_large_plan_may_be_replanned_up_to_the_most_tasks_there_may_be(s
     runtime = wire(store, model, sites={"planner": ScriptedLLM(lambda _: next(replies))}, max_plan_tasks=400)
     seen = await events_of(runtime.run_stream("Much."))
     assert isinstance(seen[-1], Done)
+
+
+# -- stopped again and again -------------------------------------------------------------------------------------------
+
+
+def any_work(seed: int) -> tuple[Callable[[LLMRequest], Reply], Callable[[LLMRequest], Reply]]:
+    """Make the agents' model and the planner's of a seed: tasks fail, doubt and delegate."""
+
+    def chance(request: LLMRequest) -> random.Random:
+        return random.Random(f"{seed} {asked(request)}")
+
+    def work(request: LLMRequest) -> Reply:
+        luck = chance(request)
+        fate, helps = luck.random(), luck.random()
+        if steps(request) == 0:
+            return [call("once", what=fate), call("again", what=fate)]
+        if steps(request) == 1 and helps < 0.3 and any(spec.delegate_to for spec in request.tools):
+            return call("delegate_to_b", task=f"Help with {fate}")
+        if fate < 0.2:
+            return REFUSED
+        return saying(f"found {fate}", confidence=0.2 if fate < 0.3 else 0.9)
+
+    def plan(request: LLMRequest) -> Reply:
+        luck = random.Random(f"{seed} {len(asked(request))}")
+        ids = [f"t{n}" for n in range(luck.randint(2, 6))]
+        tasks = [
+            {
+                "id": task_id,
+                "agent_id": luck.choice("ab"),
+                "instruction": f"Do {luck.random()}",
+                "depends_on": [need for need in ids[:place] if luck.random() < 0.3],
+                "on_failure": luck.choice(["retry", "skip", "replan", "replan"]),
+            }
+            for place, task_id in enumerate(ids)
+        ]
+        return plan_of(*tasks)
+
+    return work, plan
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_a_run_that_is_stopped_again_and_again_reaches_its_end(
+    store: CheckpointStore, tmp_path: Path, seed: int
+) -> None:
+    work, plan = any_work(seed)
+    luck = random.Random(seed)
+    log = tmp_path / "effects.log"
+    tools = [
+        RecordingTool("once", log, effect="once", delay_s=0.001),
+        RecordingTool("again", log, effect="idempotent", delay_s=0.001),
+        delegate("b"),
+    ]
+    agents = [AgentConfig("a", max_parallel_tasks=2), AgentConfig("b", allowed_tools=("once", "again"))]
+    alive = asyncio.all_tasks()
+    result: RunResult | None = None
+    for life in range(30):
+        sites = {"planner": ScriptedLLM(plan, delay_s=0.001), "synthesiser": ScriptedLLM([BROUGHT], delay_s=0.001)}
+        runtime = wire(store, ScriptedLLM(work, delay_s=0.001), agents=agents, tools=tools, sites=sites)
+        run = asyncio.create_task(runtime.run("Do it.", run_id="r"))
+        done, _ = await asyncio.wait({run}, timeout=20 if life == 29 else luck.uniform(0, 0.03))
+        if done:
+            result = run.result()
+            break
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+        assert asyncio.all_tasks() == alive
+    assert isinstance(result, Finished), result
+    keys = [key for _, key, _ in tools[0].effects()]  # type: ignore[union-attr]
+    assert len(keys) == len({*keys}), "no once tool ran twice"
+    answered = [
+        (entry.record.scope, entry.record.step, entry.record.purpose)
+        for entry in result.trace
+        if isinstance(entry.record, LLMFinished)
+    ]
+    assert len(answered) == len({*answered}), "no recorded call was paid again"

@@ -397,3 +397,18 @@ async def test_a_run_has_one_driver_and_names_it(store: CheckpointStore, tmp_pat
         await second.resume("r")
     assert (await driving).answer == (await second.resume("r")).answer == "Done."
     assert len(slow.effects()) == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "file"])
+async def test_a_start_that_is_cancelled_at_any_moment_leaves_the_run_free(tmp_path: Path, kind: str) -> None:
+    for n in range(24):
+        folder = tmp_path / str(n)  # a store that is opened by this very call takes longest
+        store = SQLiteCheckpointStore(folder / "runs.db") if kind == "sqlite" else FileCheckpointStore(folder)
+        runtime = AgentRuntime(llm=ScriptedLLM(["done"]), agents=[AgentConfig("a")], checkpoint_store=store)
+        start = asyncio.create_task(runtime.run_agent("a", "x", run_id="r"))
+        for _ in range(1 + n // 2):
+            await asyncio.sleep(0.0003 * (n % 2))
+        start.cancel()
+        await asyncio.gather(start, return_exceptions=True)
+        assert (await runtime.run_agent("a", "x", run_id="r")).answer == "done"
+        await store.close()

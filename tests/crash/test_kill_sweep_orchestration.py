@@ -7,6 +7,7 @@ agents that work at the same time come to their turns. Every agent's task is ano
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TypeAlias
@@ -14,9 +15,10 @@ from typing import TypeAlias
 import msgspec
 import pytest
 
-from harness import LLM, AgentConfig, AgentRuntime, Plan, RunResult, Task, delegate
+from harness import LLM, AgentConfig, AgentRuntime, ConfigError, Plan, RunNotFound, RunResult, Task, delegate
 from harness.llm.base import LLMDelta, LLMRequest, LLMResponse
 from harness.messages import Part, Text, ToolCall
+from harness.records import Site
 from harness.testing import Lab, Reply, ScriptedLLM, StoreFactory, Workload, call, file_store, sqlite_store
 from harness.testing.plugin import KillSweep
 
@@ -49,16 +51,16 @@ def by_task(script: Script) -> Callable[[LLMRequest], Reply]:
     return choose
 
 
-def team(lab: Lab, model: Model, *ids: str, **settings: object) -> AgentRuntime:
+def team(lab: Lab, model: Model, *ids: str, llm_by_site: Mapping[Site, LLM], checkpoint_every: int = 1) -> AgentRuntime:
     tools = [
         lab.tool("read", effect="read", result="forty-two"),
         lab.tool("put", effect="idempotent"),
         lab.tool("send", reconciles=True, result="sent"),
         lab.tool("mail"),
     ]
-    agents = [AgentConfig(agent_id, f"does what {agent_id} do") for agent_id in ids]
+    agents = [AgentConfig(agent_id, f"does what {agent_id} do", checkpoint_every=checkpoint_every) for agent_id in ids]
     llm = lab.llm(by_task(model) if isinstance(model, Mapping) else model)
-    return AgentRuntime(llm=llm, agents=agents, tools=tools, checkpoint_store=lab.store, **settings)  # type: ignore[arg-type]
+    return AgentRuntime(llm=llm, agents=agents, tools=tools, checkpoint_store=lab.store, llm_by_site=llm_by_site)
 
 
 # -- simple: which agent, and that agent's loop ------------------------------------------------------------------------
@@ -95,9 +97,10 @@ DIAMOND_SCRIPT: Script = {
 }
 
 
-def diamond_runtime(lab: Lab, script: Model = DIAMOND_SCRIPT) -> AgentRuntime:
+def diamond_runtime(lab: Lab, script: Model = DIAMOND_SCRIPT, *, checkpoint_every: int = 1) -> AgentRuntime:
     answer = as_json(answer="All have met.", confidence=0.9, conflicts=[], unknowns=[])
-    return team(lab, script, "clerks", "writers", llm_by_site={"synthesiser": lab.llm([answer])})
+    by_site = {"synthesiser": lab.llm([answer])}
+    return team(lab, script, "clerks", "writers", llm_by_site=by_site, checkpoint_every=checkpoint_every)
 
 
 async def diamond(lab: Lab) -> RunResult:
@@ -128,6 +131,20 @@ class Unsteady:
 
 async def diamond_in_any_order(lab: Lab) -> RunResult:
     runtime = diamond_runtime(lab, Unsteady(DIAMOND_SCRIPT))
+    return await lab.drive(runtime, lambda: runtime.run_plan(DIAMOND, goal="Meet.", run_id=lab.run_id))
+
+
+async def diamond_with_shared_commits(lab: Lab) -> RunResult:
+    runtime = diamond_runtime(lab, checkpoint_every=3)
+    return await lab.drive(runtime, lambda: runtime.run_plan(DIAMOND, goal="Meet.", run_id=lab.run_id))
+
+
+async def diamond_task_by_task(lab: Lab) -> RunResult:
+    """A resume drives one task alone, then another, and then the run."""
+    runtime = diamond_runtime(lab)
+    for key in ("right:writers", "left:clerks"):
+        with contextlib.suppress(ConfigError, RunNotFound):
+            await runtime.resume(f"{lab.run_id}:{key}")
     return await lab.drive(runtime, lambda: runtime.run_plan(DIAMOND, goal="Meet.", run_id=lab.run_id))
 
 
@@ -250,8 +267,15 @@ async def delegated(lab: Lab) -> RunResult:
 
 STORES = [sqlite_store, file_store]
 AT_ONCE: dict[Workload, int] = {
-    routed: 1, diamond: 3, diamond_streamed: 3, planned: 2, replanned: 1, retried: 2, delegated: 2
-}  # fmt: skip
+    routed: 1,
+    diamond: 3,
+    diamond_streamed: 3,
+    diamond_task_by_task: 3,
+    planned: 2,
+    replanned: 1,
+    retried: 2,
+    delegated: 2,
+}
 """How many agents may wait for a model at the same time."""
 
 
@@ -263,6 +287,13 @@ def name(value: object) -> str | None:
 @pytest.mark.parametrize("workload", AT_ONCE, ids=name)
 def test_a_kill_at_any_point_costs_nothing(kill_sweep: KillSweep, workload: Workload, store: StoreFactory) -> None:
     kill_sweep(workload, store=store, at_risk=AT_ONCE[workload]).check()
+
+
+@pytest.mark.parametrize("store", STORES, ids=name)
+def test_with_shared_commits_a_kill_costs_at_most_the_steps_that_share_one(
+    kill_sweep: KillSweep, store: StoreFactory
+) -> None:
+    kill_sweep(diamond_with_shared_commits, store=store, at_risk=3 * 3).check()
 
 
 @pytest.mark.parametrize("store", STORES, ids=name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import AgentConfig, AgentRuntime
+from harness import AgentConfig, AgentRuntime, Plan, Task
 from harness.result import RunResult
 from harness.testing import ChildFailed, ForkServer, Lab, call
 from harness.testing.crashing import append_line, read_lines
@@ -52,6 +52,27 @@ async def repeats(lab: Lab) -> RunResult:
     return await run(lab)
 
 
+async def run_a_plan(lab: Lab) -> RunResult:
+    tools = [lab.tool("put", effect="idempotent"), lab.tool("mail")]
+    by_site = {"synthesiser": lab.llm(['{"answer": "Put and mailed."}'])}
+    runtime = AgentRuntime(
+        llm=lab.llm(SCRIPT), llm_by_site=by_site, agents=[AgentConfig("a")], tools=tools, checkpoint_store=lab.store
+    )
+    plan = Plan((Task("t", "a", "Put and mail."),))
+    return await lab.drive(runtime, lambda: runtime.run_plan(plan, run_id=lab.run_id))
+
+
+async def repeats_within_a_task(lab: Lab) -> RunResult:
+    for line in read_lines(lab.folder / "effects.log")[-1:]:
+        append_line(lab.folder / "effects.log", line)
+    return await run_a_plan(lab)
+
+
+async def forgets_a_plan(lab: Lab) -> RunResult:
+    shutil.rmtree(lab.folder / "store", ignore_errors=True)
+    return await run_a_plan(lab)
+
+
 async def changes_its_answer(lab: Lab) -> RunResult:
     return await run(lab, f"This is process {os.getpid()}.")
 
@@ -66,15 +87,17 @@ async def fails(lab: Lab) -> RunResult:
     raise RuntimeError("no runtime here")
 
 
-def test_a_workload_that_forgets_its_journal_pays_twice(kill_sweep: Sweep) -> None:
-    report = kill_sweep(forgets)
+@pytest.mark.parametrize("workload", [forgets, forgets_a_plan])
+def test_a_workload_that_forgets_its_journal_pays_twice(kill_sweep: Sweep, workload: Workload) -> None:
+    report = kill_sweep(workload)
     assert min(report.paid_again, report.finished_again, report.once_twice) > 0
     with pytest.raises(AssertionError, match=r"killed at point \d+ \(.*\): the recorded LLM call \w+ was paid again"):
         report.check()
 
 
-def test_an_effect_that_is_repeated_is_found(kill_sweep: Sweep) -> None:
-    report = kill_sweep(repeats)
+@pytest.mark.parametrize("workload", [repeats, repeats_within_a_task])
+def test_an_effect_that_is_repeated_is_found(kill_sweep: Sweep, workload: Workload) -> None:
+    report = kill_sweep(workload)
     assert report.paid_again == 0
     assert min(report.finished_again, report.once_twice) > 0
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, cast
@@ -18,6 +16,7 @@ from harness.cli.places import user_folder
 from harness.errors import ConfigError
 from harness.records import Site
 from harness.registry import nearest
+from harness.toml_text import line_of, parse_toml, read_text
 
 PROJECT_FILE = "harness.toml"
 USER_FILE = "config.toml"
@@ -203,20 +202,6 @@ def read(path: Path) -> ConfigFile:
     return parse(read_text(path, "configuration"), path)
 
 
-def read_text(path: Path, what: str) -> str:
-    """Return a file's text.
-
-    Raises:
-        ConfigError: it cannot be read; the text says what the file was to be.
-    """
-    try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise ConfigError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
-
-
 def parse(text: str, path: Path) -> ConfigFile:
     """Check the text of a file.
 
@@ -234,21 +219,6 @@ def parse(text: str, path: Path) -> ConfigFile:
     file = ConfigFile(path, text, data)
     _check_agents(file)
     return file
-
-
-def parse_toml(text: str, path: Path) -> dict[str, object]:
-    """Parse TOML.
-
-    Raises:
-        ConfigError: it is none; the text names file and line.
-    """
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"^(.*?) \(at (?:line (\d+), column \d+|end of document)\)$", str(error), re.DOTALL)
-        what, at = (found[1], found[2]) if found else (str(error), None)
-        line = int(at) if at else max(1, len(text.splitlines()))
-        raise ConfigError(f"{path}:{line}: this is not TOML: {what}") from None
 
 
 def _by_id(agents: Sequence[object], text: str, path: Path) -> dict[str, object]:
@@ -312,47 +282,6 @@ def _check_agents(file: ConfigFile) -> None:
             raise ConfigError(f"{at}: {error}") from None
         if agent.prompt is not None and agent.prompt_file is not None:
             raise ConfigError(f"{at}: agent {name!r} has a prompt and a prompt_file; keep one")
-
-
-_HEADER = re.compile(r"^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-
-
-def line_of(text: str, keys: Sequence[str]) -> int:
-    """Return the line on which a key, or the deepest of its tables that can be found, is written; 1 where none is.
-
-    >>> line_of('[llm]\\nmodel = "m"\\n\\n[budget]\\nmax_tools = 3\\n', ("budget", "max_tools"))
-    5
-    """
-    best, depth = 1, 0
-    table: tuple[str, ...] = ()
-    counts: dict[tuple[str, ...], int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.match(line):
-            table = path = _parts(header[1])
-            if line.lstrip().startswith("[[") and table != ("agents",):
-                # An entry of a list is addressed by its place in it.
-                counts[path] = counts.get(path, -1) + 1
-                table = path = (*path, str(counts[path]))
-        elif key := _KEY.match(line):
-            path = (*table, *_parts(key[1]))
-            # An entry of [[agents]] is addressed by its id, which stands in a line of the table.
-            if table == ("agents",) and path == ("agents", "id"):
-                table = path = ("agents", line.split("=", 1)[1].split("#")[0].strip().strip("\"'"))
-        else:
-            continue
-        common = 0
-        for own, wanted in zip(path, keys, strict=False):
-            if own != wanted:
-                break
-            common += 1
-        if common == len(path) and common > depth:
-            best, depth = number, common
-    return best
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", dotted))
 
 
 def merged(files: Iterable[ConfigFile]) -> FileModel:

@@ -11,7 +11,6 @@ import msgspec
 
 from harness.agent import AgentConfig, LLMSettings
 from harness.budget import GuardrailConfig
-from harness.cli import policies
 from harness.cli.choices import Choices
 from harness.cli.endpoint import find_endpoint, make_llm
 from harness.errors import ConfigError
@@ -77,6 +76,7 @@ def wire(
         return wire_demo(choices)
     from harness.cli import config
     from harness.cli import trust as trusting
+    from harness.hitl import load_policy
 
     files = config.find(choices.config) if choices.config != "" else config.find_user()
     trusting.check(files, trust=trust)
@@ -110,7 +110,7 @@ def wire(
         tool_registry=crew.tools,
         guardrail_config=limits,
         approver=approver,
-        policy=policies.load(Path(told.policy)) if told.policy else None,
+        policy=None if told.policy is None else load_policy(told.policy),
         approve_plans=bool(told.approve_plans),
         answer_within_s=told.answer_within_s,
         auto_resume=False,
@@ -243,10 +243,8 @@ class _Crew:
             names = [loaded.spec.name] if loaded is not None else names
             if not set(names) <= set(tools):
                 at = f"{file.path}:{file.line('agents', name, 'hitl_tools')}"
-                known = ", ".join(tools) or "none"
                 raise ConfigError(
-                    f"{at}: hitl_tools of agent {name!r} names {word!r}, which is no tool of it ({known})"
-                    f"{nearest(word, tools)}"
+                    f"{at}: hitl_tools of agent {name!r} names {word!r}, which is no tool of it{nearest(word, tools)}"
                 )
             asked += names
         return tuple(dict.fromkeys(asked))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -68,6 +68,9 @@ class Approver(Protocol):
         ...
 
 
+Answering: TypeAlias = Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None]
+
+
 class CallbackApprover:
     """Answers by a function of your own.
 
@@ -83,7 +86,9 @@ class CallbackApprover:
     """
 
     def __init__(
-        self, function: Callable[[ApprovalRequest], Decision | None | Awaitable[Decision | None]], name: str = "callback"
+        self,
+        function: Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None],
+        name: str = "callback",
     ) -> None:
         self.name = name
         self._function = function

@@ -25,14 +25,14 @@ class Passed:
 
     Args:
         approval_id: the question whose answer allows it; empty where rules do.
-        rule: the rule that allows it.
+        rules: the rules that allow it.
     """
 
-    __slots__ = ("approval_id", "rule")
+    __slots__ = ("approval_id", "rules")
 
-    def __init__(self, approval_id: str = "", rule: str = "") -> None:
+    def __init__(self, approval_id: str = "", rules: tuple[str, ...] = ()) -> None:
         self.approval_id = approval_id
-        self.rule = rule
+        self.rules = rules
 
 
 Outcome = Passed | ToolFinished | ApprovalRequested | ApprovalVoided | Ask | None
@@ -50,7 +50,7 @@ def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: 
         return Passed()
     judged = config.gate(_seen(scope, run, spec, call.call.arguments))
     if judged.action == "allow":
-        return Passed(rule=judged.rule)
+        return Passed(rules=judged.used)
     if judged.action == "forbid":
         return refusal(scope, config, index, f"Tool rejected by policy: {judged.reason or judged.rule}")
     if allowed := _allowed_for_session(run, config, judged.session):

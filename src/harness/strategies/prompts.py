@@ -117,7 +117,7 @@ def _plan_so_far(scope: ScopeState, config: RunConfig) -> str:
     plan = scope.plan
     if plan is None:
         return text
-    found = verdicts(plan, config.limits)
+    found = _as_asked(scope, plan, verdicts(plan, config.limits))
     stays = [task_id for task_id in plan.tasks if found[task_id] in USED or found[task_id] in ("running", "retry")]
     lines = ["", "", "This plan was being carried out:"]
     lines += [_line(plan.tasks[task_id], found[task_id]) for task_id in plan.tasks]
@@ -135,11 +135,21 @@ def _plan_so_far(scope: ScopeState, config: RunConfig) -> str:
     return text + "\n".join(lines)
 
 
+def _as_asked(scope: ScopeState, plan: PlanState, found: dict[str, Verdict]) -> dict[str, Verdict]:
+    """Show what a planner that was asked already is told: what has ended since is at work as far as it knows."""
+    if scope.llm is None:
+        return found
+    return {
+        task_id: "running" if plan.tasks[task_id].status == "ended" and task_id not in plan.told else status
+        for task_id, status in found.items()
+    }
+
+
 def _line(task: TaskState, status: Verdict) -> str:
     line = f"- {task.task.id} ({task.task.agent_id}), {status}: {working_memory.cap(task.task.instruction, 500)}"
     if status in LOST or status == "replan":
         line += f"\n  what went wrong: {what_went_wrong(task)}"
-    if task.closed is not None and task.closed.answer:
+    if task.closed is not None and task.closed.answer and status != "running":
         line += f"\n  answer: {working_memory.cap(task.closed.answer, MAX_SHOWN_CHARS)}"
     return line
 

@@ -176,7 +176,7 @@ def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, s
 def _start(scope: ScopeState, index: int, call: CallState, spec: ToolSpec, passed: Passed) -> ToolStarted:
     effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
     return ToolStarted(
-        scope.step, index, spec.name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rule
+        scope.step, index, spec.name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
     )  # fmt: skip
 
 
