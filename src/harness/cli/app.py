@@ -206,6 +206,94 @@ def show(
 
 
 @app.command
+def approve(
+    key: str,
+    approval_id: str | None = None,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(help="Let this one call run.", negative="")] = False,
+    session: Annotated[bool, Parameter(help="Let it run, and what it stands for in this run.", negative="")] = False,
+    no: Annotated[str | None, Parameter(help="Do not let it run; REASON may be left out.")] = None,
+    edit: Annotated[Path | None, Parameter(help="Let it run with the arguments of a JSON file.")] = None,
+    say: Annotated[str | None, Parameter(help="Do not let it run; say what is to be done instead.")] = None,
+    json: Annotated[bool, Parameter(help="Print JSON lines.", negative="")] = False,
+) -> int:
+    """Answer a question of a run from any process, or show the questions that wait.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    approval_id
+        Which question; may be left out where one waits.
+    """
+    from harness.cli import answering
+
+    return answering.approve(key, approval_id, answering.Said(yes, session, no, edit, say), as_json=json)
+
+
+@app.command
+def steer(
+    key: str,
+    text: str,
+    /,
+    *,
+    agent: Annotated[str, Parameter(help="The agent to tell. [default: all that are at work]")] = "",
+    json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
+) -> int:
+    """Tell the agents of a run something before their next model call, from any process.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    text
+        What to tell them.
+    """
+    from harness.cli import answering
+
+    return answering.steer(key, text, agent, as_json=json)
+
+
+@app.command
+def cancel(
+    key: str,
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why; it is written down.")] = "",
+    json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
+) -> int:
+    """End a run for good, whichever process drives it.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    """
+    from harness.cli import answering
+
+    return answering.cancel(key, reason, as_json=json)
+
+
+audit = App(name="audit", help="Check the record of what was approved, by whom, and what came of it.")
+app.command(audit)
+
+
+@audit.command
+def verify(key: str, /, *, json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False) -> int:
+    """Check that no decision and no result of a run was changed, added or left out. Exit code 1 where one was.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    """
+    from harness.cli import answering
+
+    return answering.verify(key, as_json=json)
+
+
+@app.command
 def fork(
     key: str,
     /,
@@ -297,7 +385,7 @@ def _nowhere(mode: Literal["r", "w"]) -> TextIO:
 
 def _run(words: list[str]) -> int:
     try:
-        return app(words or ["--help"]) or 0
+        return app(_spelled_out(words) or ["--help"]) or 0
     except CycloptsError as error:
         return _fail(f"{_sentence(error)}\nSee: harness {_command(words)}--help", USAGE, error)
     except KeyboardInterrupt:
@@ -316,6 +404,16 @@ def _run(words: list[str]) -> int:
     except Exception as error:  # a defect of ours; a person is told in a sentence all the same
         sentence = f"this should not have happened: {type(error).__name__}: {error}"
         return _fail(f"{sentence}; run with HARNESS_DEBUG=1 for the traceback", FAILED, error)
+
+
+def _spelled_out(words: list[str]) -> list[str]:
+    """Give the ``--no`` of ``harness approve`` an empty reason where it has none."""
+    if words[:1] != ["approve"]:
+        return words
+    return [
+        "--no=" if word == "--no" and (not following or following.startswith("--")) else word
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
 
 
 def _sentence(error: CycloptsError) -> str:

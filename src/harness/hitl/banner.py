@@ -24,12 +24,18 @@ _REJECTED = re.compile(r"no?[ \t]*:(.*)", re.IGNORECASE | re.DOTALL)
 def banner(request: ApprovalRequest, resume: str, diff: str = "") -> list[str]:
     """Return the lines of the banner, safe to print.
 
-    Only the banner's own words begin at the left edge, so that no argument can pass for one of them.
-
     Args:
         request: the question.
         resume: the exact command that goes on with the run.
         diff: what a call that writes a file would change.
+    """
+    return [*described(request, diff), choices(request), f"Ctrl-C to pause. Resume: {safe_word(resume)}"]
+
+
+def described(request: ApprovalRequest, diff: str = "") -> list[str]:
+    """Return the lines that say what is asked, safe to print; the whole of it.
+
+    Only the banner's own words begin at the left edge, so that no argument can pass for one of them.
     """
     lines = [f"──── {TITLE} ────", f"Tool: {safe_word(request.tool)}"]
     if request.kind == "plan":
@@ -49,7 +55,7 @@ def banner(request: ApprovalRequest, resume: str, diff: str = "") -> list[str]:
     if request.expires_at:
         until = datetime.datetime.fromtimestamp(request.expires_at, datetime.UTC)
         lines.append(f"Until: {until:%Y-%m-%d %H:%M:%S} UTC; after that it counts as a no")
-    return [*lines, choices(request), f"Ctrl-C to pause. Resume: {safe_word(resume)}"]
+    return lines
 
 
 def _tasks(plan: Mapping[str, JSON]) -> Iterator[str]:
