@@ -236,7 +236,7 @@ class Driver:
             if not starts and not (self._tasks and self.state.in_flight) and not self._is_over():
                 self._touch_all()  # what waited for others' calls to end is not touched by its own
                 starts = self._decide()
-                if not starts and not self._is_over() and open_questions(state):
+                if not starts and not self._tasks and not self._is_over() and open_questions(state):
                     if await self._fetch_mail():
                         continue
                     waiting = tuple(state.questions)
