@@ -144,9 +144,9 @@ class Steering:
             self._say("not sent: the run has not begun")
             return
         self._under_way.add(task)
-        task.add_done_callback(self._sent)
+        task.add_done_callback(lambda task: self._sent(task, line.strip()))
 
-    def _sent(self, task: asyncio.Task[None]) -> None:
+    def _sent(self, task: asyncio.Task[None], line: str) -> None:
         self._under_way.discard(task)
         if task.cancelled():
             return
@@ -155,6 +155,8 @@ class Steering:
             self._say(f"not sent: {error}")
         elif error is not None:
             raise error
+        else:  # what is typed is not echoed, and the agents are told only after the call they wait for
+            self._say(f"sent to the run: {line}")
 
     async def join(self) -> None:
         """Wait for what is on its way."""

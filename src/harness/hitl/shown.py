@@ -65,14 +65,18 @@ def rows(line: str, width: int, indent: str = "  ") -> Iterator[str]:
     """Break a line into rows of a terminal. What goes on in another row is indented: it cannot pass for a line.
 
     >>> list(rows("one two", 5))
-    ['one t', '  wo']
+    ['one ', '  two']
     """
     row, used = "", 0
     for char in line:
         size = columns(char)
         if used + size > max(width, len(indent) + 2):
-            yield row
-            row, used = indent, len(indent)
+            end = row.rfind(" ") + 1
+            if end < len(row) * 2 / 3:  # one long word
+                end = len(row)
+            yield row[:end]
+            row = indent + row[end:]
+            used = sum(map(columns, row))
         row += char
         used += size
     yield row
