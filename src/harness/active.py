@@ -167,7 +167,8 @@ class ActiveRun:
         first = self._state.started or next((r for r in self._opening if isinstance(r, RunStarted)), None)
         agent_id = first.agent_id if first is not None else COORDINATOR
         seal = wirings.seal_of(agent_id)
-        if seal is None and self._state.audit:  # a chain that was begun elsewhere, where something was gated, goes on
+        if seal is None and (self._state.audit or self._state.questions):
+            # Elsewhere, where something was gated or somebody was there, the chain was begun or the question was asked.
             seal = wirings.people.seal
         self._driver_now = Driver(
             self._state,

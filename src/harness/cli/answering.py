@@ -326,8 +326,8 @@ def verify(key: str, *, as_json: bool) -> int:
     records = [entry.record for entry in found.entries]
     links = sum(isinstance(record, Audited) for record in records)
     problems = broken_links(records, Seal(host.approval_key()))
-    if not links and any(isinstance(record, (ApprovalRequested, ApprovalResolved)) for record in records):
-        problems = ["somebody was asked in this run, and it has no audit chain: its links were taken out"]
+    if not links and any(isinstance(record, ApprovalResolved) for record in records):
+        problems = ["somebody has answered in this run, and it has no audit chain: its links were taken out"]
     if as_json:
         screens.print_json({"key": key_of(found.state), "links": links, "problems": problems, "ok": not problems})
         return FAILED if problems else OK
@@ -338,7 +338,7 @@ def verify(key: str, *, as_json: bool) -> int:
     elif links:
         print(f"intact: {safe(key_of(found.state))}, {count(links, 'link')}")
     else:
-        print(f"nothing in {safe(key_of(found.state))} was gated: it has no audit chain")
+        print(f"nothing of {safe(key_of(found.state))} was decided by a person or a rule: it has no audit chain")
     return FAILED if problems else OK
 
 
