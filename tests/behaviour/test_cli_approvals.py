@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -213,8 +214,13 @@ class Terminal:
 
     def end(self) -> int:
         self.read_until(lambda: False)
+        assert self.echoes  # the terminal is left as it was found
         os.close(self._fd)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    @property
+    def echoes(self) -> bool:
+        return bool(termios.tcgetattr(self._fd)[3] & termios.ECHO)
 
     def press(self, keys: bytes) -> None:
         os.write(self._fd, keys)
@@ -527,6 +533,25 @@ def test_a_call_in_doubt_is_asked_about(serve: Serve, project: Path) -> None:
     assert "a human says what came of it: It was half done." in json.dumps(server.asked[-1])
 
 
+def test_a_call_in_doubt_is_answered_from_elsewhere(serve: Serve, project: Path) -> None:
+    server = serve(script([("slow", {})], "All done."))
+    configure(project, CONFIG.replace('hitl_tools = ["send"]', ""))  # where nobody is here, nothing is gated
+    process = start("run", "work", "--llm", server.url, "--run-id", "doubt")
+    wait_for((project / "at-work").exists)
+    process.kill()
+    process.communicate()
+    terminal = Terminal("resume", "doubt")
+    terminal.sees("Run it again? [y/n/what came of it]:")
+    terminal.press(b"\x04")
+    assert terminal.end() == 3
+    assert harness("audit", "verify", "doubt").returncode == 0
+    assert harness("approve", "doubt", "--say", "It was half done.").returncode == 0
+    done = harness("resume", "doubt")
+    assert done.returncode == 0, done.stdout
+    assert "a human says what came of it: It was half done." in json.dumps(server.asked[-1])
+    assert harness("audit", "verify", "doubt").returncode == 0
+
+
 def test_a_plan_waits_for_a_yes(serve: Serve, project: Path) -> None:
     configure(project, f"approve_plans = true\n{CONFIG}")
     (project / "plan.toml").write_text('[[tasks]]\nid = "one"\nagent = "worker"\ninstruction = "Tell."\n')
@@ -591,6 +616,20 @@ def test_the_audit_holds_and_notices_what_was_changed(serve: Serve, project: Pat
     assert (bad.returncode, told["ok"], told["links"]) == (1, False, 2)
     assert "vouches for another record" in told["problems"][0]
     assert "broken: kept:worker" in harness("audit", "verify", "kept").stdout
+
+
+def test_a_chain_that_was_begun_at_a_terminal_goes_on_without_one(serve: Serve, project: Path) -> None:
+    (project / "go").touch()
+    configure(project, CONFIG.replace('hitl_tools = ["send"]', ""))
+    server = serve(script([("look", {"what": "a"})], [("slow", {})], "Done."))
+    terminal = Terminal("run", "work", "--llm", server.url, "--run-id", "chain")
+    wait_for((project / "at-work").exists)
+    assert not terminal.echoes  # the lower lines move, and what is typed would be drawn into them
+    terminal.press(b"\x03")
+    assert terminal.end() == 130
+    assert harness("resume", "chain").returncode == 0
+    checked = harness("audit", "verify", "chain")
+    assert (checked.returncode, checked.stdout) == (0, "intact: chain:worker, 2 links\n")
 
 
 def change(database: Path, old: bytes, new: bytes) -> int:
