@@ -506,6 +506,14 @@ def test_another_process_steers_and_cancels(serve: Serve, project: Path) -> None
     assert re.search(r"^told +cancelled", harness("runs").stdout, re.MULTILINE)
 
 
+def test_another_process_cancels_while_the_prompt_is_open(serve: Serve, project: Path) -> None:
+    terminal = run_at_terminal(serve(script(SEND)), "ended")
+    assert harness("cancel", "ended", "--reason", "not needed").returncode == 0
+    assert terminal.end() == 1
+    assert f"{PROMPT}\n│  ! cancelled: not needed\n" in terminal.text
+    assert "answered elsewhere" not in terminal.text
+
+
 def test_a_waiting_run_is_cancelled_without_being_driven(serve: Serve, project: Path) -> None:
     harness("run", "work", "--llm", serve(script(SEND)).url, "--run-id", "idle")
     assert json.loads(harness("cancel", "idle", "--json").stdout) == {"key": "idle:worker", "cancelled": True}

@@ -46,6 +46,7 @@ class Asking:
         )
         self.tools = ToolRegistry()
         self._screen: Screen | None = None
+        self._ledger = Ledger()
         self._may_show = asyncio.Event()
         self._may_show.set()
         self._news = asyncio.Event()
@@ -65,7 +66,7 @@ class Asking:
 
     def attach(self, screen: Screen, ledger: Ledger) -> None:
         """Take the screen of a run, whose open questions have been shown before."""
-        self._screen = screen
+        self._screen, self._ledger = screen, ledger
         self._asked.update(ledger.state.questions)
 
     # -- events and questions take turns --------------------------------------------------------
@@ -97,6 +98,7 @@ class Asking:
         try:
             yield
         finally:
+            self._ledger.attach()  # the run's clock stood still
             if self._screen is not None:
                 self._screen.go_on()
             self._may_show.set()

@@ -100,9 +100,8 @@ class ConsoleApprover:
                     return None
                 decision = await self._answer(request, console)
         except asyncio.CancelledError:
-            if not _is_stopping():
-                late = request.expires_at and time.time() >= request.expires_at
-                console.say(f"\n{'too late to answer' if late else 'answered elsewhere'}")
+            late = request.expires_at and time.time() >= request.expires_at
+            console.say("" if _is_stopping() else f"\n{'too late to answer' if late else 'answered elsewhere'}")
             raise
         if isinstance(decision, ApproveForSession):
             console.say(f"{scope_of(request)} allowed for this session")
@@ -180,7 +179,8 @@ class _Console:
     async def page(self, lines: list[str]) -> bool:
         """Show lines, a screen at a time where they are more than one. Returns False at the end of the file."""
         size = shutil.get_terminal_size()
-        every = [row for line in lines for row in rows(line, size.columns)]
+        # The last line is the command that resumes the run: it can be copied as it is.
+        every = [*(row for line in lines[:-1] for row in rows(line, size.columns)), lines[-1]]
         most = max(5, size.lines - 2)
         everything = len(every) <= most
         while len(every) > most and not everything:
