@@ -16,6 +16,7 @@ import msgspec
 
 from harness.messages import JSON
 from harness.records import (
+    ApprovalKind,
     ApprovalRequested,
     ApprovalResolved,
     ApprovalVoided,
@@ -135,9 +136,20 @@ def canonical(arguments: str) -> str:
 
 
 def digest_of(
-    run_id: str, scope: str, step: int, index: int, *, tool: str, definition: str, arguments: str, workspace: str
+    run_id: str,
+    scope: str,
+    step: int,
+    index: int,
+    *,
+    tool: str,
+    definition: str,
+    arguments: str,
+    workspace: str,
+    question: str,
+    kind: ApprovalKind,
+    session: Sequence[str],
 ) -> str:
-    """Digest everything that decides what a call would do.
+    """Digest everything that decides what a call would do, and what is asked about it.
 
     Args:
         run_id: the run.
@@ -148,8 +160,12 @@ def digest_of(
         definition: a digest of the tool's definition.
         arguments: its arguments, JSON text.
         workspace: the folder the tool says it works in.
+        question: the question's id: an answer to an earlier one about the same call does not hold for it.
+        kind: what is asked about it.
+        session: what "allow for this session" would cover.
     """
-    bound = [run_id, scope, step, index, tool, definition, canonical(arguments), workspace]
+    call = [run_id, scope, step, index, tool, definition, canonical(arguments), workspace]
+    bound = [*call, question, kind, list(session)]
     return hashlib.sha256(msgspec.json.encode(bound)).hexdigest()
 
 
@@ -203,7 +219,11 @@ class Seal:
             arguments=answer.arguments,
             expires_at=request.expires_at,
         )
-        return hmac.compare_digest(expected, answer.mac)
+        return _same(expected, answer.mac)
+
+
+def _same(ours: str, theirs: str) -> bool:
+    return hmac.compare_digest(ours.encode(), theirs.encode("utf-8", "replace"))  # theirs may be any text
 
 
 AUDITED: frozenset[type[Record]] = frozenset({ApprovalResolved, ApprovalVoided, ToolFinished})
@@ -227,7 +247,7 @@ def broken_links(records: Sequence[Record], seal: Seal) -> list[str]:
             what = audited(before) if before is not None and type(before) in AUDITED else ""
             if record.what != what:
                 found.append(f"record {seq} vouches for another record than the one before it")
-            if not hmac.compare_digest(record.mac, seal.mac(f"{head}{record.what}".encode())):
+            if not _same(seal.mac(f"{head}{record.what}".encode()), record.mac):
                 found.append(f"record {seq} is not signed with this key, or the chain before it was changed")
             head = record.mac
         elif before is not None and head and type(before) in AUDITED and not isinstance(before, Audited):

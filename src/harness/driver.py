@@ -42,7 +42,7 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import RunState, ScopeState, apply, open_questions, question_of
-from harness.strategies.base import Ask, Pause, Strategy
+from harness.strategies.base import Ask, Pause, Step, Strategy, Wait
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -132,6 +132,8 @@ class Driver:
         self._make_bench = make_bench
         self._benches: dict[str, Workbench] = {}
         self._touched: dict[str, None] = {}  # scopes whose strategy is to be asked, in order
+        self._waiting: dict[str, None] = {}  # scopes that wait for any call to end
+        self._has_ended = False  # one has, since they were last asked
         self._only = only
         self._approver = approver
         self._seal = seal
@@ -145,6 +147,7 @@ class Driver:
         self._durable_seq = state.seq
         self._commit_every = commit_every
         self._shares_commits = commit_every > 1
+        self._minds_records = self._shares_commits or seal is not None
         self._urgent = False
         self._steps_since_commit = 0
         self._tasks: dict[asyncio.Task[Record | None], Call] = {}
@@ -163,13 +166,14 @@ class Driver:
 
     def _bench_of(self, scope: ScopeState) -> Workbench:
         """Return what the agent of a scope works with."""
-        bench = self._benches.get(scope.agent_id)
-        if bench is None:
-            bench = self._benches[scope.agent_id] = self._make_bench(scope.agent_id)
-            bench.clock = self.clock
-            bench.now = self._loop.time
-            bench.check_owner = self._check_owner
-            bench.wall_end = self._wall_end
+        return self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
+
+    def _new_bench(self, agent_id: str) -> Workbench:
+        bench = self._benches[agent_id] = self._make_bench(agent_id)
+        bench.clock = self.clock
+        bench.now = self._loop.time
+        bench.check_owner = self._check_owner
+        bench.wall_end = self._wall_end
         return bench
 
     def clock(self) -> float:
@@ -233,18 +237,15 @@ class Driver:
             if self._mail:
                 await self._take_mail()
             starts = self._decide()
-            if not starts and not (self._tasks and self.state.in_flight) and not self._is_over():
-                self._touch_all()  # what waited for others' calls to end is not touched by its own
-                starts = self._decide()
-                if not starts and not self._tasks and not self._is_over() and open_questions(state):
-                    if await self._fetch_mail():
-                        continue
-                    waiting = tuple(state.questions)
-                    self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
+            if not starts and not (self._tasks and state.in_flight) and not self._is_over():
+                starts = await self._decide_idle()
+                if self._mail:
+                    continue
             if self._pending and (not self._shares_commits or self._is_commit_due()):
                 await self._commit(starts)
-            if self._is_over():
+            if state.ended or (self._only and self._is_over()):
                 return
+            # A question is never waited for here: its answer may come by mail, and that time does not count.
             if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:
                 self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
             else:
@@ -257,6 +258,15 @@ class Driver:
             if rounds % BREATHE_EVERY == 0:
                 await asyncio.sleep(0)
 
+    async def _decide_idle(self) -> list[Call]:
+        """Ask every scope where no call is in flight; park the run where only people can make it go on."""
+        self._touch_all()  # what waited for others' calls to end is not touched by its own
+        starts, state = self._decide(), self.state
+        stands = not starts and not self._tasks and not self._is_over()
+        if stands and open_questions(state) and not await self._fetch_mail():
+            self._note(RunParked(tuple(state.questions), state.steps, msgspec.structs.replace(state.spent)))
+        return starts
+
     def _decide(self) -> list[Call]:
         """Ask the strategies of the scopes that were touched, until nothing follows from what they say.
 
@@ -267,28 +277,39 @@ class Driver:
         """
         state = self.state
         starts: list[Call] = []
+        if self._waiting:
+            self._wake_waiting()
         while touched := self._touched:
             self._touched = {}
             for path in touched:
                 scope = state.scopes.get(path)
                 if scope is None or (self._only and not self._is_driven(path)):
                     continue
-                for step in STRATEGIES[scope.strategy](scope, state, self._bench_of(scope).config):
+                bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
+                for step in STRATEGIES[scope.strategy](scope, state, bench.config):
+                    # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much.
                     if type(step) is LLMStarted or type(step) is ToolStarted:
                         self._note(step)
                         starts.append(step)
-                    elif type(step) is Pause:
-                        scope.pausing = True
-                        starts.append(step)
-                    elif type(step) is Ask:
-                        (scope if step.index < 0 else scope.calls[step.index]).asking = True
-                        starts.append(step)
                     else:
-                        self._note_fact(path, step)
+                        self._heed(step, scope, starts)
                 if state.ended:
                     self._touched = {}
                     break
         return starts
+
+    def _heed(self, step: Step, scope: ScopeState, starts: list[Call]) -> None:
+        """Do what a strategy asks for besides calls."""
+        if type(step) is Pause:
+            scope.pausing = True
+            starts.append(step)
+        elif type(step) is Ask:
+            (scope if step.index < 0 else scope.calls[step.index]).asking = True
+            starts.append(step)
+        elif type(step) is Wait:
+            self._waiting[scope.scope] = None
+        else:
+            self._note_fact(scope.scope, step)
 
     def _note_fact(self, path: str, fact: Record) -> None:
         """Fold a fact that a scope's strategy has stated, and have those it is news to asked again."""
@@ -298,6 +319,13 @@ class Driver:
             self._touched[fact.child] = None
         elif type(fact) is ScopeClosed:
             self._touched[fact.scope] = None
+
+    def _wake_waiting(self) -> None:
+        """Ask scopes that wait for a call to end, where one has: after those whose call it was."""
+        if self._has_ended:
+            self._touched.update(self._waiting)
+            self._waiting = {}
+        self._has_ended = False
 
     def _is_over(self) -> bool:
         return self.state.ended or (self._only != "" and self._only not in self.state.scopes)
@@ -315,6 +343,11 @@ class Driver:
         """Fold a record now; it becomes durable with the next commit, before anything depends on it."""
         self._pending.append(record)
         apply(self.state, record, time.time())
+        if self._minds_records:
+            self._mind(record)
+
+    def _mind(self, record: Record) -> None:
+        """Note what a record means for the next commit, and add its link to the audit chain."""
         if self._shares_commits:
             self._note_urgency(record)
         if self._seal is not None and type(record) in AUDITED:
@@ -335,6 +368,7 @@ class Driver:
 
     def _note_outcome(self, scope_path: str, record: Record | None) -> None:
         self._touched[scope_path] = None
+        self._has_ended = True
         if record is None:
             return
         self._note(record)
@@ -354,8 +388,9 @@ class Driver:
             starts: calls among it that begin only afterwards; they are not written later if this fails.
         """
         records, self._pending = self._pending, []
-        self._urgent = False
-        self._steps_since_commit = 0
+        if self._shares_commits:
+            self._urgent = False
+            self._steps_since_commit = 0
         try:
             at = await self._store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
         except BaseException:  # raised again; cancelled or refused, nothing of it may be forgotten
@@ -374,10 +409,11 @@ class Driver:
     def _perform(self, step: Call, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
         scope = self.state.scopes[step.scope]
+        bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
         if type(step) is LLMStarted:
-            return call_llm(self._bench_of(scope), scope, step, watchdog)
+            return call_llm(bench, scope, step, watchdog)
         if type(step) is ToolStarted:
-            return call_tool(self._bench_of(scope), scope, step, watchdog)
+            return call_tool(bench, scope, step, watchdog)
         if type(step) is Ask:
             return self._ask(step)
         assert type(step) is Pause  # the last of the four

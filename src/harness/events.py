@@ -472,6 +472,7 @@ def budget_payload(spent: r.Spent, shares: Sequence[r.Share] = ()) -> dict[str, 
             "llm_calls": spent.llm_calls,
             "tool_calls": spent.tool_calls,
             "unpriced_calls": usage.unpriced,
+            "estimated_calls": spent.estimated,
         },
     }
 
@@ -525,7 +526,7 @@ class Projection:
 
 def _llm_finished(told: Projection, entry: r.Entry, record: r.LLMFinished) -> Sequence[Event]:
     run_id, seq, at, scope = entry.run_id, entry.seq, entry.at, record.scope
-    agent_id = told.agent_of(scope)
+    agent_id = told.agent_of(scope) if scope else told.agent_id
     if record.purpose != "step":
         if record.purpose != "compaction":
             return ()  # what came of a word on the run is a record of its own
@@ -814,3 +815,6 @@ _SHOW = cast(
         r.RunCancelled: _run_cancelled,
     },
 )
+
+SHOWN = frozenset(_SHOW)
+"""The types of records that show as events."""

@@ -55,6 +55,9 @@ MAX_BACKOFF_S = 60.0
 CLOSE_S = 5.0
 """Seconds a model's stream may take to close."""
 
+MAX_UNFIT_ANSWERS = 3
+"""Answers to one question that cannot be used before nobody is said to be here."""
+
 logger = logging.getLogger("harness")
 
 
@@ -127,14 +130,14 @@ async def call_llm(
     request = build_request(bench, scope, start)
     log = bench.log
     response: LLMResponse | None = None
-    shown, is_step = False, start.purpose == "step"
+    shown, heard, is_step = False, False, start.purpose == "step"
     settings = request.settings
     stream: AsyncIterator[LLMDelta] | None = None
     try:
         stream = (bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)).stream(request)
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
-            watchdog.seen = True
+            watchdog.seen = heard = True
             if type(delta) is ResponseDone:
                 response = delta.response
                 break
@@ -146,7 +149,7 @@ async def call_llm(
             raise MalformedResponse("the reply ended before it was complete", transient=True)
         outcome = _llm_outcome(bench, start, response)
     except BaseException as error:
-        failed = _llm_failure(bench, start, watchdog, error)
+        failed = _llm_failure(bench, start, watchdog, error, answered=shown or heard)
         if shown:
             log.discard(start.scope, scope.agent_id, failed.error if failed else "interrupted")
         await _close(stream, watchdog)
@@ -159,16 +162,16 @@ async def call_llm(
 
 def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMRequest:
     """Project what the model is asked from the journal and the configuration."""
-    agent = bench.agent
+    agent, settings = bench.agent, bench.agent.llm_settings
+    if start.max_output:
+        settings = msgspec.structs.replace(settings, max_output_tokens=start.max_output)
     if start.purpose == "step":
-        return LLMRequest(
-            agent.system_prompt, scope.view(), bench.specs, agent.llm_settings, agent.confidence_from_llm
-        )  # fmt: skip
+        return LLMRequest(agent.system_prompt, scope.view(), bench.specs, settings, agent.confidence_from_llm)
     if start.purpose == "compaction":
         text = working_memory.transcript(scope, start.upto)
-        return LLMRequest(working_memory.SUMMARY_PROMPT, [user(text)], (), agent.llm_settings)
+        return LLMRequest(working_memory.SUMMARY_PROMPT, [user(text)], (), settings)
     asked = prompts.question(start.purpose, scope, bench.config)
-    return LLMRequest(asked.system, asked.messages, (), agent.llm_settings, response_schema=asked.schema)
+    return LLMRequest(asked.system, asked.messages, (), settings, response_schema=asked.schema)
 
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
@@ -177,12 +180,18 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
     if response.finish not in _FINISHES:
         raise ValueError(f"its finish reason must be one of {', '.join(_FINISHES)}, not {response.finish!r}")
     tokens = working_memory.part_tokens(parts, bench.config.count)
+    usage = _counted(response.usage)
+    estimated = (
+        usage.input_tokens == usage.output_tokens == usage.cost_microusd == 0 and start.reserved.input_tokens > 0
+    )
+    if estimated:
+        usage = Usage(start.tokens, tokens, cost_microusd=_priced(bench, start, tokens), unpriced=usage.unpriced)
     return LLMFinished(
         start.step,
         bench.clock(),
         parts,
         response.finish,
-        _counted(response.usage),
+        usage,
         start.scope,
         start.attempt,
         start.purpose,
@@ -191,7 +200,15 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
         _text(response.malformed or ""),
         _sure(response.confidence),
         tokens,
+        estimated,
     )
+
+
+def _priced(bench: Workbench, start: LLMStarted, output: int) -> int:
+    """Price a reply of which the provider has not said what it used."""
+    config = bench.config
+    price = config.price if start.purpose == "step" else config.prices.get(start.purpose, config.price)
+    return (price(start.tokens, output) or 0) if price is not None else 0
 
 
 _FINISHES: tuple[FinishReason, ...] = get_args(FinishReason)
@@ -216,13 +233,24 @@ def _sure(confidence: object) -> float | None:
     return None
 
 
-def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException) -> LLMFailed | None:
-    """Turn an exception into a failed attempt, or return None where it is not the model's."""
+def _llm_failure(
+    bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException, *, answered: bool
+) -> LLMFailed | None:
+    """Turn an exception into a failed attempt, or return None where it is not the model's.
+
+    Args:
+        bench: the workbench.
+        start: the attempt.
+        watchdog: its deadlines.
+        error: what was raised.
+        answered: the model had begun to answer, and is paid for that.
+    """
     asked: float | None = None
     refused = False
     if isinstance(error, asyncio.CancelledError):
         if watchdog.caught():
             transient, text = True, "no reply within its deadline"
+            answered = True  # for all that is known
         elif _is_cancelled():
             return None
         else:
@@ -246,6 +274,8 @@ def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error:
         start.purpose,
         retry_in_s,
         refused,
+        start.reserved.as_usage(priced=start.priced) if answered else Usage(),
+        answered and start.reserved.input_tokens > 0,
     )
 
 
@@ -314,7 +344,7 @@ async def call_tool(
     args = bench.admitted.pop(call, None)
     tool = bench.tools[start.tool]
     try:
-        if args is None or call.answer is not None:  # an answer may have changed the arguments
+        if args is None or call.edited:
             args = _validated(bench, start.tool, call.arguments)
     except InvalidArguments as error:
         status: ToolStatus = "unknown" if start.reconcile else "invalid"
@@ -437,8 +467,8 @@ def _success(
     text = _text(output.text)
     if cut is not None:
         text = working_memory.cap(text, bench.agent.max_result_chars)
-    if call.answer is not None and call.answer.decision == "edit":
-        text = f"(A human changed the arguments to {call.arguments})\n{text}"
+    if call.edited:
+        text = f"(A human changed the arguments to {call.edited})\n{text}"
     if not output.representable:
         status = "unrepresentable"
     return _outcome(bench, scope, index, call, status, text, cut, output.images)
@@ -471,31 +501,45 @@ async def ask_person(
     bench: Workbench, scope: ScopeState, request: ApprovalRequested, approver: Approver | None, seal: Seal
 ) -> ApprovalResolved | None:
     """Have a question answered by whoever is here; None where nobody answers."""
-    left_s = request.expires_at - time.time() if request.expires_at else None
-    if left_s is not None and left_s <= 0:
-        return _signed(bench, request, seal, "expired", "time")
-    if approver is None:
-        return None
     problem = ""
-    while True:
-        told = _told(bench, scope, request, problem)
-        try:
-            async with asyncio.timeout(left_s):
-                decision = await approver.decide(told)
-        except TimeoutError:
-            return _signed(bench, request, seal, "expired", "time") if left_s is not None else None
-        except Exception as error:
-            logger.warning("run %r: %s could not answer: %s", bench.run_id, approver.name, _described(error))
+    for _ in range(MAX_UNFIT_ANSWERS):
+        limit = asyncio.timeout(request.expires_at - time.time() if request.expires_at else None)
+        if 0 < request.expires_at <= time.time():
+            return _signed(bench, request, seal, "expired", "time")
+        if approver is None:
             return None
-        if decision is None:
+        said = await _asked(bench, approver, _told(bench, scope, request, problem), limit)
+        if limit.expired():
+            return _signed(bench, request, seal, "expired", "time")
+        if said is None:
             return None
-        if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
-            logger.warning("run %r: %s answered with no Decision: %r", bench.run_id, approver.name, decision)
-            return None
-        name, text, arguments = name_of(decision)
+        name, text, arguments = said
         problem = _problem(bench, request, name, arguments)
         if not problem:
             return _signed(bench, request, seal, name, approver.name, text, arguments)
+    logger.warning("run %r: none of %d answers to %s fits: %s", bench.run_id, MAX_UNFIT_ANSWERS, request.tool, problem)
+    return None
+
+
+async def _asked(
+    bench: Workbench, approver: Approver, told: ApprovalRequest, limit: asyncio.Timeout
+) -> tuple[DecisionName, str, str] | None:
+    """Ask an approver, which may be anybody's; what is no decision is no answer."""
+    try:
+        async with limit:
+            decision = await approver.decide(told)
+        if decision is None:
+            return None
+        if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
+            raise TypeError(f"a decision was expected, not {type(decision).__name__}")
+        name, text, arguments = name_of(decision)
+        if type(text) is not str:
+            raise TypeError(f"the text of a {type(decision).__name__} must be a string, not {type(text).__name__}")
+    except Exception as error:
+        if not limit.expired():
+            logger.warning("run %r: %s has not answered: %s", bench.run_id, approver.name, _described(error))
+        return None
+    return name, text, arguments
 
 
 def _problem(bench: Workbench, request: ApprovalRequested, name: DecisionName, arguments: str) -> str:

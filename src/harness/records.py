@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, cast
 
 import msgspec
 
-from harness.budget import Spent, Usage
+from harness.budget import Reservation, Spent, Usage
 from harness.errors import CheckpointCorrupt, RecordTooNew
 from harness.messages import Image, Message, Part
 from harness.plan import Task
@@ -329,6 +329,9 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
     Attributes:
         tokens: estimated tokens of the request.
         upto: for a compaction, how many of the messages shown are summarised.
+        reserved: the worst case of the call, held until it has its outcome.
+        max_output: tokens the reply may have at the most, where that was lowered to make the call fit; 0 otherwise.
+        priced: whether the reservation's cost is known.
     """
 
     step: int
@@ -337,6 +340,9 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
     purpose: LLMPurpose = "step"
     tokens: int = 0
     upto: int = 0
+    reserved: Reservation = Reservation()
+    max_output: int = 0
+    priced: bool = False
 
 
 class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -347,6 +353,7 @@ class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
         malformed: what is wrong with the reply, if it could not be understood.
         confidence: how sure the model says it is of a final answer, 0 to 1.
         tokens: estimated tokens of the reply as a message of the conversation.
+        estimated: the provider has not said what it used; ``usage`` is the reservation.
     """
 
     step: int
@@ -362,6 +369,7 @@ class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     malformed: str = ""
     confidence: float | None = None
     tokens: int = 0
+    estimated: bool = False
 
 
 class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -370,6 +378,7 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     Attributes:
         transient: whether the same call may succeed later.
         retry_in_s: seconds to wait before that, chosen with chance and therefore written down.
+        estimated: the call was cut while it was answered; ``usage`` is the reservation.
     """
 
     step: int
@@ -382,6 +391,7 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     retry_in_s: float = 0.0
     refused: bool = False
     usage: Usage = Usage()
+    estimated: bool = False
 
 
 class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Spent, Usage
+from harness.budget import Held, Spent, Usage
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -38,6 +38,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
         asked: how often a person was asked about it.
         request: the question that stands, or was answered last.
         answer: its answer, once there is one.
+        edited: the arguments a person has put in the place of the model's; they stay when it is in doubt.
         asking: somebody is being asked in this process (never journaled).
         child: the scope it was delegated to; empty for a tool.
         closed: how that ended.
@@ -55,6 +56,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     asked: int = 0
     request: r.ApprovalRequested | None = None
     answer: r.ApprovalResolved | None = None
+    edited: str = ""
     asking: bool = False
     child: str = ""
     closed: r.ScopeClosed | None = None
@@ -63,8 +65,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     @property
     def arguments(self) -> str:
         """The arguments it runs with: the model's, or those a person has put in their place."""
-        answer = self.answer
-        return self.call.arguments if answer is None or answer.decision != "edit" else answer.arguments
+        return self.edited or self.call.arguments
 
     @property
     def is_open(self) -> bool:
@@ -127,7 +128,7 @@ class ScopeState:
         goal: what it was asked.
         place: what its path says.
         history: the conversation that comes before the goal; None where there is none.
-        share: its key in the run's shares.
+        share: its key in the run's charges.
         plan: the plan in force, in a scope that has one.
         guidance: what a person has said that the model was not told yet.
         asked, request, answer, asking: a question about the scope's plan, as for a call.
@@ -292,7 +293,8 @@ class RunState:
         scopes: the open scopes, by path. The root is ``""``.
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
-        shares: what was used, by call site, agent and task; what a fork's copied records had used is left out.
+        charges: what each call used, by call site, agent and task; what a fork's copied records had used is left out.
+        reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
         questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
         allowed: for each scope of "allow for this session", the question and the answer it comes from.
@@ -302,6 +304,7 @@ class RunState:
         parked: why nobody drives the run, until somebody does.
         aborted: the task whose failure the run cannot go on after; empty for none.
         steps: steps of all scopes.
+        ended: nothing follows from the journal as it is: the run is over, has failed or waits for a person.
         over: the final record, if the run is over for good.
         failed: the failure it stopped with, until it is reopened.
         summarizations: compactions done.
@@ -312,8 +315,10 @@ class RunState:
         "agents",
         "allowed",
         "audit",
+        "charges",
         "commands",
         "copied",
+        "ended",
         "epoch",
         "failed",
         "fingerprints",
@@ -324,10 +329,10 @@ class RunState:
         "parked",
         "process",
         "questions",
+        "reserved",
         "run_id",
         "scopes",
         "seq",
-        "shares",
         "spent",
         "started",
         "steps",
@@ -348,7 +353,8 @@ class RunState:
         self.spent = Spent()
         self.inherited = Spent()
         self.ledger = self.spent
-        self.shares: dict[tuple[r.Site, str, str], Usage] = {}
+        self.charges: dict[tuple[r.Site, str, str], list[Usage]] = {}
+        self.reserved = Held()
         self.in_flight = 0
         self.questions: dict[str, tuple[str, int]] = {}
         self.allowed: dict[str, tuple[r.ApprovalRequested, r.ApprovalResolved]] = {}
@@ -356,16 +362,12 @@ class RunState:
         self.commands: set[str] = set()
         self.audit = ""
         self.parked: r.RunParked | None = None
+        self.ended = False
         self.aborted = ""
         self.steps = 0
         self.over: r.RunFinished | r.RunCancelled | None = None
         self.failed: r.RunFailed | None = None
         self.summarizations = 0
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing follows from the journal as it is: the run is over, has failed or waits for a person."""
-        return self.over is not None or self.failed is not None or self.parked is not None
 
     @property
     def plan(self) -> PlanState | None:
@@ -436,7 +438,12 @@ def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> Non
     state.process = record.process
     state.in_flight = 0
     state.parked = None
+    state.ended = state.failed is not None
+    state.reserved = Held()
     for scope in state.scopes.values():
+        if (cut := scope.llm) is not None and cut.reserved.input_tokens:
+            # Its process is dead, and what the provider made of it is not known: the worst is assumed.
+            _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
         scope.llm = None
         scope.pausing = scope.waited = scope.asking = False
         for call in scope.calls:
@@ -555,6 +562,10 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
         scope.failures = 0
     state.ledger.llm_calls += 1
     state.in_flight += 1
+    held, wanted = state.reserved, record.reserved
+    held.input_tokens += wanted.input_tokens
+    held.output_tokens += wanted.output_tokens
+    held.cost_microusd += wanted.cost_microusd
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -571,7 +582,7 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     spent = state.ledger
     _clock(spent, record.clock_s)
     if record.usage != _NO_USAGE:
-        _charge(state, scope, record.purpose, record.usage)
+        _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
 
 def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
@@ -579,7 +590,7 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     started = _llm_ended(state, scope)
     scope.failure = None
     scope.failures = 0
-    _charge(state, scope, record.purpose, record.usage)
+    _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
     _clock(state.ledger, record.clock_s)
     if record.purpose == "compaction":
         state.summarizations += 1
@@ -611,16 +622,26 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
     started, scope.llm = scope.llm, None
     if started is not None:
         state.in_flight -= 1
+        held, had = state.reserved, started.reserved
+        held.input_tokens -= had.input_tokens
+        held.output_tokens -= had.output_tokens
+        held.cost_microusd -= had.cost_microusd
     return started
 
 
-def _charge(state: RunState, scope: ScopeState, purpose: r.LLMPurpose, usage: Usage) -> None:
+def _charge(
+    state: RunState, scope: ScopeState, purpose: r.LLMPurpose, usage: Usage, *, estimated: bool = False
+) -> None:
     spent = state.ledger
     spent.usage = spent.usage + usage
+    spent.estimated += estimated
     if spent is state.spent:
         key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
-        before = state.shares.get(key)
-        state.shares[key] = usage if before is None else before + usage
+        charges = state.charges.get(key)
+        if charges is None:
+            state.charges[key] = [usage]
+        else:
+            charges.append(usage)
 
 
 def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
@@ -761,6 +782,8 @@ def _guide(scope: ScopeState) -> None:
 def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float) -> None:
     scope = state.scopes[record.scope]
     asked = _about(scope, record)
+    if type(asked) is CallState and record.kind == "tool":
+        asked.edited = ""
     asked.asked += 1
     asked.request = record
     asked.answer = None
@@ -783,6 +806,8 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
     request = asked.request
     if request is None:
         return
+    if record.decision == "edit" and request.kind == "tool" and type(asked) is CallState:
+        asked.edited = record.arguments
     if record.decision == "session":
         for covered in request.session:
             state.allowed[covered] = (request, record)
@@ -792,6 +817,8 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
 
 def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> None:
     asked = _about(state.scopes[record.scope], record)
+    if type(asked) is CallState and asked.request is not None and asked.request.kind == "tool":
+        asked.edited = ""
     asked.request = None
     asked.answer = None
     asked.asking = False
@@ -821,6 +848,7 @@ def _audited(state: RunState, record: r.Audited, _at: float) -> None:
 
 def _run_parked(state: RunState, record: r.RunParked, _at: float) -> None:
     state.parked = record
+    state.ended = True
 
 
 def _noted(state: RunState, record: r.Noted, _at: float) -> None:
@@ -842,16 +870,19 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
 
 def _run_over(state: RunState, record: r.RunFinished | r.RunCancelled, _at: float) -> None:
     state.over = record
+    state.ended = True
     if isinstance(record, r.RunCancelled) and record.command_id:
         state.commands.add(record.command_id)
 
 
 def _run_failed(state: RunState, record: r.RunFailed, _at: float) -> None:
     state.failed = record
+    state.ended = True
 
 
 def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
     state.failed = None
+    state.ended = state.parked is not None
     state.aborted = ""
     for scope in state.scopes.values():
         scope.step_base = scope.step

@@ -12,13 +12,13 @@ import msgspec
 from harness import host
 from harness.agent import AgentConfig
 from harness.approval import Seal
-from harness.budget import GuardrailConfig
+from harness.budget import GuardrailConfig, Price
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
 from harness.hitl.base import Approver
 from harness.hitl.gate import gate_of
 from harness.llm import as_llm
-from harness.llm.base import LLM
+from harness.llm.base import LLM, PricesCalls
 from harness.perform import Workbench
 from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
 from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
@@ -122,6 +122,8 @@ class Wiring:
             people.are_here,
             people.approve_plans,
             people.answer_within_s,
+            price_of(llm),
+            {purpose: price_of(other) for purpose, other in llms.items()},
         )
         self.fingerprints = fingerprints(agent, specs, llm)
 
@@ -261,6 +263,11 @@ def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:
         if site not in known:
             raise ConfigError(f"llm_by_site names an unknown call site {site!r}{nearest(site, known)}")
     return {purpose: as_llm(llm_by_site[site]) for purpose, site in SITE_OF.items() if site in llm_by_site}
+
+
+def price_of(llm: LLM) -> Price | None:
+    """Return what prices a model's calls; None where the model cannot say."""
+    return llm.price if isinstance(llm, PricesCalls) else None
 
 
 def counter_of(agent: AgentConfig) -> TokenCounter:

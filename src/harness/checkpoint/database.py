@@ -408,11 +408,11 @@ class Database:
             for row in rows
         ]
 
-    def discard_mail(self, ids: Sequence[str]) -> None:
-        """Forget commands."""
+    def discard_mail(self, run_id: str, ids: Sequence[str]) -> None:
+        """Forget commands of a run."""
         with self._transaction():
             for mail_id in ids:
-                self._run("DELETE FROM mail WHERE id = ?", (mail_id,))
+                self._run("DELETE FROM mail WHERE id = ? AND run_id = ?", (mail_id, run_id))
 
     def is_checkpoint_due(self) -> bool:
         """Say whether the write-ahead log is long enough to be copied into the database."""

@@ -160,7 +160,7 @@ class SQLiteCheckpointStore:
 
     async def discard_mail(self, run_id: str, ids: Sequence[str], /) -> None:
         """Remove commands that were taken."""
-        await self._call(lambda database: database.discard_mail(ids))
+        await self._call(lambda database: database.discard_mail(run_id, ids))
 
     async def settings(self) -> dict[str, str | int]:
         """Read back how the database is set: journal mode, synchronous (2 is FULL), flushes, page size, versions."""

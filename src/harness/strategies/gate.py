@@ -8,10 +8,10 @@ may it run? -> by the rules           -> it starts
 from __future__ import annotations
 
 import datetime
-from typing import Literal
+from collections.abc import Sequence
 
-from harness.approval import GatedCall, approval_id, digest_of
-from harness.records import ApprovalRequested, ApprovalResolved, ApprovalVoided, ToolFinished
+from harness.approval import GatedCall, approval_id, canonical, digest_of
+from harness.records import ApprovalKind, ApprovalRequested, ApprovalResolved, ApprovalVoided, ToolFinished
 from harness.state import CallState, RunState, ScopeState
 from harness.strategies.base import Ask, RunConfig
 from harness.tools.base import ToolSpec
@@ -35,6 +35,9 @@ class Passed:
         self.rules = rules
 
 
+FREE = Passed()
+"""What nothing holds back."""
+
 Outcome = Passed | ToolFinished | ApprovalRequested | ApprovalVoided | Ask | None
 """What the gate says; None waits for an answer that somebody is being asked for."""
 
@@ -53,7 +56,7 @@ def gate(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: 
         return Passed(rules=judged.used)
     if judged.action == "forbid":
         return refusal(scope, config, index, f"Tool rejected by policy: {judged.reason or judged.rule}")
-    if allowed := _allowed_for_session(run, config, judged.session):
+    if allowed := _allowed_for_session(run, config, spec, judged.session):
         return Passed(allowed)
     return question(scope, run, config, index, spec, reason=judged.reason, session=judged.session)
 
@@ -76,7 +79,7 @@ def in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, sp
         return question(scope, run, config, index, spec, reason=reason, kind="in_doubt")
     if answer is None:
         return None if call.asking else Ask(scope.scope, index, request.approval_id)
-    if wrong := what_is_wrong(request, answer, config, _digest(scope, run, config, index, spec, call.call.arguments)):
+    if wrong := _what_is_wrong(scope, run, config, index, spec, request, answer):
         return ApprovalVoided(request.approval_id, wrong, scope.step, index, scope.scope)
     if answer.decision in ("approve", "session"):
         return Passed(request.approval_id)
@@ -116,15 +119,17 @@ def question(
     *,
     reason: str,
     session: tuple[str, ...] = (),
-    kind: Literal["tool", "in_doubt"] = "tool",
+    kind: ApprovalKind = "tool",
 ) -> ApprovalRequested:
     """Write down a question about a call."""
     call = scope.calls[index]
+    asked = approval_id(run.run_id, scope.scope, scope.step, index, call.asked + 1)
+    arguments = _asked_about(call, kind)
     return ApprovalRequested(
-        approval_id(run.run_id, scope.scope, scope.step, index, call.asked + 1),
-        _digest(scope, run, config, index, spec, call.call.arguments),
+        asked,
+        _digest(scope, run, config, index, spec, arguments, asked, kind, session),
         spec.name,
-        call.call.arguments,
+        arguments,
         scope.step,
         index,
         scope.scope,
@@ -135,11 +140,26 @@ def question(
     )
 
 
+def _asked_about(call: CallState, kind: ApprovalKind) -> str:
+    """Return the arguments a question is about: the model's, or those a call in doubt was started with."""
+    return call.arguments if kind == "in_doubt" else call.call.arguments
+
+
 def _expiry(scope: ScopeState, config: RunConfig) -> float:
     return 0.0 if config.answer_within_s is None else scope.reply_at + config.answer_within_s
 
 
-def _digest(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec, arguments: str) -> str:
+def _digest(
+    scope: ScopeState,
+    run: RunState,
+    config: RunConfig,
+    index: int,
+    spec: ToolSpec,
+    arguments: str,
+    asked: str,
+    kind: ApprovalKind,
+    session: Sequence[str],
+) -> str:
     return digest_of(
         run.run_id,
         scope.scope,
@@ -149,7 +169,30 @@ def _digest(scope: ScopeState, run: RunState, config: RunConfig, index: int, spe
         definition=config.definitions.get(spec.name, ""),
         arguments=arguments,
         workspace=spec.workspace,
+        question=asked,
+        kind=kind,
+        session=session,
     )
+
+
+def _what_is_wrong(
+    scope: ScopeState,
+    run: RunState,
+    config: RunConfig,
+    index: int,
+    spec: ToolSpec,
+    request: ApprovalRequested,
+    answer: ApprovalResolved,
+) -> str:
+    """Say why an answer does not hold for the call as it would run now; empty where it does."""
+    call = scope.calls[index]
+    arguments = _asked_about(call, request.kind)
+    asked = approval_id(run.run_id, scope.scope, scope.step, index, call.asked)
+    shown = request.approval_id, request.tool, canonical(request.arguments)
+    if shown != (asked, spec.name, canonical(arguments)):
+        return "what was shown is not the call that would run"
+    digest = _digest(scope, run, config, index, spec, arguments, asked, request.kind, request.session)
+    return what_is_wrong(request, answer, config, digest)
 
 
 def _answered(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
@@ -157,7 +200,7 @@ def _answered(scope: ScopeState, run: RunState, config: RunConfig, index: int, s
     request, answer = call.request, call.answer
     assert request is not None  # both are there
     assert answer is not None
-    if wrong := what_is_wrong(request, answer, config, _digest(scope, run, config, index, spec, call.call.arguments)):
+    if wrong := _what_is_wrong(scope, run, config, index, spec, request, answer):
         return ApprovalVoided(request.approval_id, wrong, scope.step, index, scope.scope)
     match answer.decision:
         case "approve" | "session":
@@ -201,15 +244,37 @@ def what_is_wrong(request: ApprovalRequested, answer: ApprovalResolved, config: 
     return ""
 
 
-def _allowed_for_session(run: RunState, config: RunConfig, scopes: tuple[str, ...]) -> str:
+def _allowed_for_session(run: RunState, config: RunConfig, spec: ToolSpec, scopes: tuple[str, ...]) -> str:
     """Return the question that allowed all of this for the rest of the run; empty where none did."""
-    found = [run.allowed.get(scope) for scope in scopes]
-    if not found or config.seal is None:
-        return ""
-    for by in found:
-        if by is None or not config.seal.holds(*by):
+    found = ""
+    for scope in scopes:
+        by = run.allowed.get(scope)
+        if by is None or not _holds_for_session(run, config, spec, scope, *by):
             return ""
-    return found[0][0].approval_id if found[0] is not None else ""
+        found = found or by[0].approval_id
+    return found
+
+
+def _holds_for_session(
+    run: RunState, config: RunConfig, spec: ToolSpec, scope: str, request: ApprovalRequested, answer: ApprovalResolved
+) -> bool:
+    """Say whether a yes for the session was given in this run, to this tool as it is now, and for this."""
+    if scope not in request.session or answer.decision != "session":
+        return False
+    digest = digest_of(
+        run.run_id,
+        request.scope,
+        request.step,
+        request.index,
+        tool=spec.name,
+        definition=config.definitions.get(spec.name, ""),
+        arguments=request.arguments,
+        workspace=spec.workspace,
+        question=request.approval_id,
+        kind=request.kind,
+        session=request.session,
+    )
+    return not what_is_wrong(request, answer, config, digest)
 
 
 def refusal(scope: ScopeState, config: RunConfig, index: int, text: str) -> ToolFinished:

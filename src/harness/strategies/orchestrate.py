@@ -109,7 +109,7 @@ def _next_tasks(
         member = config.team[task.agent_id]
         if free > 0 and running.get(task.agent_id, 0) < member.agent.max_parallel_tasks:
             if limit := exceeded(run.spent, config.limits):
-                return todo or out_of_budget(run, limit)
+                return todo or out_of_budget(scope, run, limit)
             free -= 1
             running[task.agent_id] = running.get(task.agent_id, 0) + 1
             todo.append(_open(scope, config, plan, found, state))

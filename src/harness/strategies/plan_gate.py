@@ -42,7 +42,9 @@ def hold(scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState) -
         return Held([_question(scope, run, config, tasks)])
     if answer is None:
         return Held() if scope.asking else Held([Ask(scope.scope, PLAN, request.approval_id)])
-    if wrong := what_is_wrong(request, answer, config, _digest(scope, run, request.arguments)):
+    if wrong := what_is_wrong(
+        request, answer, config, _digest(scope, run, request.arguments, _asked(scope, run, scope.asked))
+    ):
         return Held([ApprovalVoided(request.approval_id, wrong, scope.step, PLAN, scope.scope)])
     match answer.decision:
         case "approve" | "session":
@@ -69,17 +71,32 @@ def _is_edited(scope: ScopeState, tasks: str) -> bool:
     return answer is not None and answer.decision == "edit" and canonical(answer.arguments) == tasks
 
 
-def _digest(scope: ScopeState, run: RunState, arguments: str) -> str:
+def _asked(scope: ScopeState, run: RunState, number: int) -> str:
+    return approval_id(run.run_id, scope.scope, 0, PLAN, number)
+
+
+def _digest(scope: ScopeState, run: RunState, arguments: str, asked: str) -> str:
     return digest_of(
-        run.run_id, scope.scope, 0, PLAN, tool="plan", definition="", arguments=arguments, workspace=""
-    )  # fmt: skip
+        run.run_id,
+        scope.scope,
+        0,
+        PLAN,
+        tool="plan",
+        definition="",
+        arguments=arguments,
+        workspace="",
+        question=asked,
+        kind="plan",
+        session=(),
+    )
 
 
 def _question(scope: ScopeState, run: RunState, config: RunConfig, tasks: str) -> ApprovalRequested:
     expires_at = 0.0 if config.answer_within_s is None else scope.reply_at + config.answer_within_s
+    asked = _asked(scope, run, scope.asked + 1)
     return ApprovalRequested(
-        approval_id(run.run_id, scope.scope, 0, PLAN, scope.asked + 1),
-        _digest(scope, run, tasks),
+        asked,
+        _digest(scope, run, tasks, asked),
         "plan",
         tasks,
         scope.step,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from harness import working_memory
-from harness.budget import exceeded, wall_is_over
+from harness.budget import wall_is_over
 from harness.keys import delegate_scope
 from harness.messages import Text
 from harness.records import (
@@ -20,7 +20,6 @@ from harness.records import (
     Dropped,
     Effect,
     FailureReason,
-    LLMStarted,
     Noted,
     RunFinished,
     ScopeClosed,
@@ -29,8 +28,17 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import CallState, RunState, ScopeState
-from harness.strategies.base import Pause, RunConfig, Step, fail_scope, out_of_budget, parent_of, shares
-from harness.strategies.gate import Passed, gate, in_doubt, unknown, unknown_outcome
+from harness.strategies.base import (
+    Pause,
+    RunConfig,
+    Step,
+    fail_scope,
+    out_of_budget,
+    parent_of,
+    shares,
+    start_call,
+)
+from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome
 from harness.tools.base import ToolSpec, task_of
 
 
@@ -53,8 +61,8 @@ def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     if scope.llm is not None or scope.pausing:
         return ()
     agent = config.agent
-    if limit := exceeded(run.spent, config.limits):
-        return out_of_budget(run, limit)
+    if limit := wall_is_over(run.spent, config.limits):
+        return out_of_budget(scope, run, limit)
     if (failure := scope.failure) is not None and not scope.compaction_failed:
         if not failure.transient or scope.failures >= agent.max_llm_attempts:
             if failure.purpose == "step":
@@ -67,25 +75,26 @@ def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         return [fail_scope(scope, run, "max_steps", f"no answer within max_steps={agent.max_steps}")]
     if scope.stale and (step := _stale(scope, run, config)):
         return [step]
-    if working_memory.is_over(scope, agent.working_memory_max_tokens) and (step := _make_room(scope, config)):
-        return [step]
+    if working_memory.is_over(scope, agent.working_memory_max_tokens) and (steps := _make_room(scope, run, config)):
+        return steps
     attempt = scope.failures + 1 if scope.failure is not None and scope.failure.purpose == "step" else 1
     tokens = scope.total_tokens + config.overhead_tokens
-    return [LLMStarted(scope.step + 1, scope.scope, attempt, "step", tokens)]
+    return start_call(scope, run, config, "step", attempt=attempt, tokens=tokens)
 
 
-def _make_room(scope: ScopeState, config: RunConfig) -> LLMStarted | Dropped | None:
+def _make_room(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     """Summarise the oldest half; after two passes that did not help, or one that failed, drop the oldest."""
     given_up = scope.failures >= config.agent.max_llm_attempts
     if scope.passes < working_memory.MAX_PASSES and not scope.compaction_failed and not given_up:
         if upto := working_memory.half_point(scope):
             tokens = sum(scope.tokens[:upto])
-            return LLMStarted(scope.step + 1, scope.scope, scope.failures + 1, "compaction", tokens, upto)
+            attempt = scope.failures + 1
+            return start_call(scope, run, config, "compaction", attempt=attempt, tokens=tokens, upto=upto)
         if scope.summary_tokens <= config.agent.working_memory_max_tokens / 2:
-            return None  # what is left is the last step; it cannot be cut
+            return ()  # what is left is the last step; it cannot be cut
     if upto := working_memory.drop_point(scope, config.agent.working_memory_max_tokens):
-        return Dropped(scope.step + 1, upto, scope.scope)
-    return None
+        return [Dropped(scope.step + 1, upto, scope.scope)]
+    return ()
 
 
 def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
@@ -116,7 +125,7 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
             waiting.append(index)
     allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
     if waiting and (over := wall_is_over(run.spent, config.limits)):
-        return out_of_budget(run, over)
+        return out_of_budget(scope, run, over)
     for index in waiting:
         step = _next_for(scope, run, config, index)
         if step is None:
@@ -126,7 +135,7 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
                 break
             if allowed is not None and not (type(step) is ToolStarted and step.reconcile):
                 if started >= allowed:
-                    return todo or out_of_budget(run, f"max_tool_calls={allowed} is reached")
+                    return todo or out_of_budget(scope, run, f"max_tool_calls={allowed} is reached")
                 started += 1
             in_flight += 1
         todo.append(step)
@@ -155,12 +164,17 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int) -
         if spec.reconciles and not call.copied:
             return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
         return _in_doubt(scope, run, config, index, spec)
-    passed = Passed() if config.gate is None and call.request is None else gate(scope, run, config, index, spec)
-    if not isinstance(passed, Passed):
-        return passed
+    if config.gate is not None or call.request is not None:
+        passed = gate(scope, run, config, index, spec)
+        if not isinstance(passed, Passed):
+            return passed
+    else:
+        passed = FREE
     if spec.delegate_to:
         return _delegate(scope, config, index, call, spec.delegate_to)
-    return _start(scope, index, call, spec, passed)
+    return ToolStarted(
+        scope.step, index, name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
+    )  # fmt: skip
 
 
 def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Step | None:
@@ -190,7 +204,7 @@ def _delegate(
     elif agent_id not in config.team:
         text = f"there is no agent {agent_id!r} here any more; do this yourself"
     else:
-        task = task_of(call.call.arguments)
+        task = task_of(call.arguments)
         child = delegate_scope(scope.scope, scope.step, index, agent_id)
         return ScopeOpened(child, agent_id, task, config.count(task), scope.scope, step=scope.step, index=index)
     tokens = config.count(text)
