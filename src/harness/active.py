@@ -166,6 +166,10 @@ class ActiveRun:
         wirings = self._wirings
         first = self._state.started or next((r for r in self._opening if isinstance(r, RunStarted)), None)
         agent_id = first.agent_id if first is not None else COORDINATOR
+        seal = wirings.seal_of(agent_id)
+        if seal is None and (self._state.audit or self._state.questions):
+            # Elsewhere, where something was gated or somebody was there, the chain was begun or the question was asked.
+            seal = wirings.people.seal
         self._driver_now = Driver(
             self._state,
             self._store,
@@ -178,7 +182,7 @@ class ActiveRun:
             commit_every=wirings.commit_every(agent_id),
             only=self.only,
             approver=wirings.people.approver,
-            seal=wirings.seal_of(agent_id),
+            seal=seal,
             abandoned=abandoned,
         )
         return self._driver_now

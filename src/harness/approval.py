@@ -179,17 +179,24 @@ class Seal:
     """Signs answers and checks signatures with a key.
 
     Args:
-        key: at least 16 bytes that are not in the store.
+        key: at least 16 bytes that are not in the store, or what returns them when they are first needed.
 
     >>> seal = Seal(b"0" * 32)
     >>> seal.sign("digest", "approve", by="ann", text="", arguments="", expires_at=0.0)[:8]
     '80b78d18'
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_given", "_known")
 
-    def __init__(self, key: bytes) -> None:
-        self._key = key
+    def __init__(self, key: bytes | Callable[[], bytes]) -> None:
+        self._given = key
+        self._known: bytes | None = None
+
+    @property
+    def _key(self) -> bytes:
+        if self._known is None:
+            self._known = self._given if isinstance(self._given, bytes) else self._given()
+        return self._known
 
     def sign(
         self, digest: str, decision: DecisionName, *, by: str, text: str, arguments: str, expires_at: float

@@ -132,7 +132,7 @@ RunResult: TypeAlias = Finished | Failed | Cancelled | Parked
 
 def result_of(state: RunState, trace: Sequence[Entry]) -> RunResult | None:
     """Return what a folded journal came to, or None while the run is still to be driven."""
-    if state.parked is not None:
+    if state.parked is not None and state.over is None:  # it may be cancelled while it waits
         return Parked(
             run_id=state.run_id,
             agent_id=state.scopes[""].agent_id,

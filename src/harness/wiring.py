@@ -116,8 +116,9 @@ class Wiring:
             count,
             team,
             gate,
-            people.seal if gated else None,
-            {name: definition_hash(spec) for name, spec in specs.items()} if gated else {},
+            # Where nothing is gated a question may still be open: one that was asked where somebody was to be asked.
+            people.seal if gated else Seal(host.approval_key),
+            {name: definition_hash(spec) for name, spec in specs.items()},
             people.are_here,
             people.approve_plans,
             people.answer_within_s,

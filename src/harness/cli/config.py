@@ -67,6 +67,7 @@ class AgentTable(Strict):
     prompt_file: str | None = None
     tools: list[str] = Field(default_factory=lambda: ["files"])
     delegates: list[str] = Field(default_factory=list[str])
+    hitl_tools: list[str] = Field(default_factory=list[str])
     max_steps: Annotated[int, Field(ge=1)] | None = None
     confidence_from_llm: bool | None = None
     working_memory_max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -107,8 +108,17 @@ class BudgetTable(Strict):
 
 
 class FileModel(Strict):
-    """A whole file."""
+    """A whole file.
 
+    Attributes:
+        policy: the file of the rules that say which calls run, are forbidden or asked about.
+        approve_plans: whether a plan waits for a person's yes.
+        answer_within_s: seconds a question stands before it counts as a no.
+    """
+
+    policy: str | None = None
+    approve_plans: bool | None = None
+    answer_within_s: Annotated[float, Field(gt=0)] | None = None
     llm: LLMTable = Field(default_factory=LLMTable)
     agents: dict[str, AgentTable] = Field(default_factory=dict)
     budget: BudgetTable = Field(default_factory=BudgetTable)
@@ -141,6 +151,8 @@ class ConfigFile:
             found.append(f"the server {self.data.llm.base_url!r}")
         if self.data.llm.api_key_env:
             found.append(f"the key in {self.data.llm.api_key_env!r}")
+        if self.data.policy:
+            found.append(f"the policy {self.data.policy!r}")
         outside = [agent.prompt_file for agent in self.data.agents.values() if agent.prompt_file]
         found.extend(f"the prompt file {file!r}" for file in outside if not _inside(self.path.parent, file))
         return found
@@ -273,12 +285,19 @@ def _check_agents(file: ConfigFile) -> None:
 
 
 def merged(files: Iterable[ConfigFile]) -> FileModel:
-    """Merge files: a later one wins key by key, agents by name."""
+    """Merge files: a later one wins key by key, agents by name. What asks a person in one of them does so in all."""
     llm: dict[str, object] = {}
     budget: dict[str, object] = {}
     agents: dict[str, AgentTable] = {}
+    people: dict[str, object] = {}
     for file in files:
+        given = file.data.model_dump(include={"policy", "approve_plans", "answer_within_s"}, exclude_none=True)
+        if "policy" in given:
+            given["policy"] = str(file.path.absolute().parent / given["policy"])
+        if people.get("approve_plans"):
+            given.pop("approve_plans", None)
+        people.update(given)
         llm.update(file.data.llm.model_dump(exclude_none=True))
         budget.update(file.data.budget.model_dump(exclude_none=True))
         agents.update(file.data.agents)
-    return FileModel(llm=LLMTable(**llm), budget=BudgetTable(**budget), agents=agents)  # type: ignore[arg-type]  # dumped from the same models
+    return FileModel(llm=LLMTable(**llm), budget=BudgetTable(**budget), agents=agents, **people)  # type: ignore[arg-type]  # dumped from the same models

@@ -9,6 +9,7 @@ from harness.approval import Approve, ApproveForSession, Decision, Edit, Reject,
 from harness.hitl.base import ApprovalRequest, Approver, ApproverChain, CallbackApprover
 
 if TYPE_CHECKING:
+    from harness.hitl.console import ConsoleApprover
     from harness.hitl.policy import Context, Policy, Rule, Verdict, decide, explain
     from harness.hitl.policy_file import load_policy
 
@@ -19,6 +20,7 @@ __all__ = [
     "Approver",
     "ApproverChain",
     "CallbackApprover",
+    "ConsoleApprover",
     "Context",
     "Decision",
     "Edit",
@@ -32,8 +34,8 @@ __all__ = [
     "load_policy",
 ]
 
-# A program without a policy does not pay for one.
-_LATE = {"load_policy": "harness.hitl.policy_file"} | dict.fromkeys(
+# A program without a policy, or without a terminal, does not pay for one.
+_LATE = {"ConsoleApprover": "harness.hitl.console", "load_policy": "harness.hitl.policy_file"} | dict.fromkeys(
     ("Context", "Policy", "Rule", "Verdict", "decide", "explain"), "harness.hitl.policy"
 )
 
