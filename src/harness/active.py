@@ -69,6 +69,7 @@ class ActiveRun:
         self._opening = opening
         self._wirings = wirings
         self._interest = 0
+        self._driver_now: Driver | None = None
         self._on_cut = on_cut
         self._stopping = False
         self.task: asyncio.Task[RunResult] = asyncio.create_task(self._supervise())
@@ -165,7 +166,11 @@ class ActiveRun:
         wirings = self._wirings
         first = self._state.started or next((r for r in self._opening if isinstance(r, RunStarted)), None)
         agent_id = first.agent_id if first is not None else COORDINATOR
-        return Driver(
+        seal = wirings.seal_of(agent_id)
+        if seal is None and (self._state.audit or self._state.questions):
+            # Elsewhere, where something was gated or somebody was there, the chain was begun or the question was asked.
+            seal = wirings.people.seal
+        self._driver_now = Driver(
             self._state,
             self._store,
             self.log,
@@ -176,8 +181,16 @@ class ActiveRun:
             wall_s=wirings.limits.max_wall_time_seconds,
             commit_every=wirings.commit_every(agent_id),
             only=self.only,
+            approver=wirings.people.approver,
+            seal=seal,
             abandoned=abandoned,
         )
+        return self._driver_now
+
+    def look_now(self) -> None:
+        """Have the run look into its mailbox: somebody in this process has put something there."""
+        if self._driver_now is not None:
+            self._driver_now.look_now()
 
     def _result(self) -> RunResult | None:
         state, entries = self._state, self.log.entries

@@ -52,6 +52,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
         max_parallel_tools: tool calls of one step that run at the same time.
         max_parallel_tasks: tasks of a plan this agent serves at the same time.
         max_result_chars: characters of a tool result the model is shown; the journal keeps all of it.
+        hitl_tools: names of tools whose calls a person must allow.
         llm: the agent's own model; None uses the runtime's.
         llm_settings: temperature and the like.
         token_counter: estimates the tokens of a text; None counts four characters as one.
@@ -77,6 +78,7 @@ class AgentConfig(msgspec.Struct, frozen=True):
     max_parallel_tools: int = 16
     max_parallel_tasks: int = 16
     max_result_chars: int = 16_000
+    hitl_tools: tuple[str, ...] = ()
     llm: object = None
     llm_settings: LLMSettings = LLMSettings()
     token_counter: Callable[[str], int] | None = None
@@ -86,6 +88,9 @@ class AgentConfig(msgspec.Struct, frozen=True):
             raise ConfigError(f"agent_id must be a printable name without ':' and '/', not {self.agent_id!r}")
         if isinstance(self.allowed_tools, str):
             raise ConfigError(f"allowed_tools must be a list of names, not the string {self.allowed_tools!r}")
+        if isinstance(self.hitl_tools, str):
+            raise ConfigError(f"hitl_tools must be a list of names, not the string {self.hitl_tools!r}")
+        msgspec.structs.force_setattr(self, "hitl_tools", tuple(self.hitl_tools))
         if self.allowed_tools is not None:
             msgspec.structs.force_setattr(self, "allowed_tools", tuple(self.allowed_tools))
         for name, least in _LEAST.items():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
 import msgspec
 
 from harness.errors import ConfigError
@@ -62,6 +65,7 @@ class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_llm_calls: language model calls, failed attempts included.
         max_tool_calls: tool calls that were started.
         max_replan_count: how often a plan may be replaced.
+        on_unpriced: whether a call of a model whose price is unknown is sent although money is limited.
         confidence_threshold: below this a task's answer counts as doubtful.
         max_parallel_tasks: tasks of a plan that are at work at the same time.
         max_plan_tasks: the most tasks a planner may write into one plan.
@@ -82,13 +86,18 @@ class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_tool_calls: int | None = None
     max_replan_count: int = 2
     confidence_threshold: float = 0.6
+    on_unpriced: Literal["allow", "refuse"] = "allow"
     max_parallel_tasks: int = 16
     max_plan_tasks: int = 50
     max_delegate_depth: int = 3
 
     def __post_init__(self) -> None:
+        if self.on_unpriced not in ("allow", "refuse"):
+            raise ConfigError(f"GuardrailConfig.on_unpriced must be 'allow' or 'refuse', not {self.on_unpriced!r}")
         for name in self.__struct_fields__:
             value = getattr(self, name)
+            if name == "on_unpriced":
+                continue
             least = 1 if name in {"max_parallel_tasks", "max_plan_tasks"} else 0
             if value is not None and not value >= least:
                 words = "one" if least else "zero"
@@ -103,12 +112,123 @@ class Spent(msgspec.Struct, gc=False):
         llm_calls: language model calls that were started.
         tool_calls: tool calls that were started.
         active_s: seconds during which a driver was at work.
+        estimated: language model calls that were cut, or reported nothing, and are charged by estimate.
     """
 
     usage: Usage = Usage()
     llm_calls: int = 0
     tool_calls: int = 0
     active_s: float = 0.0
+    estimated: int = 0
+
+
+class Held(msgspec.Struct, gc=False):
+    """The worst case of all calls in flight: nothing is sent that would not fit beside it. Grown in place."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+
+
+class Reservation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The worst case of one call, held from before it is sent until it has its outcome.
+
+    Attributes:
+        input_tokens: tokens to be sent.
+        output_tokens: the most that may come back.
+        cost_microusd: what that costs; 0 where the price is unknown.
+
+    >>> Reservation(100, 50, 7).as_usage().output_tokens
+    50
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+
+    def as_usage(self, *, priced: bool = True) -> Usage:
+        """Return it as usage, for a call of which no more is known."""
+        return Usage(
+            self.input_tokens, self.output_tokens, cost_microusd=self.cost_microusd, unpriced=0 if priced else 1
+        )  # fmt: skip
+
+
+ASSUMED_OUTPUT_TOKENS = 4096
+"""Tokens a reply is taken to have at the most where ``max_output_tokens`` does not say it."""
+
+LEAST_OUTPUT_TOKENS = 256
+"""Tokens below which the output limit of a call is not lowered to make it fit."""
+
+MARGIN = 1.2
+"""By how much more than estimated a request is taken to have: an estimate is not a count."""
+
+Price: TypeAlias = "Callable[[int, int], int | None]"
+"""Takes input and output tokens; returns micro-dollars, or None where the price is unknown."""
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """Add up what calls used.
+
+    >>> total([Usage(10, 2), Usage(1, 1)]).output_tokens
+    3
+    """
+    return Usage(*map(sum, zip(*map(msgspec.structs.astuple, usages), strict=True)))
+
+
+def reserve(
+    spent: Spent, held: Held, limits: GuardrailConfig, *, tokens: int, output: int | None, price: Price | None
+) -> Reservation | str:
+    """Return the worst case of a call as it fits beside what is spent and held, or why it does not.
+
+    Args:
+        spent: what the run has used.
+        held: what calls in flight may yet use.
+        limits: the limits.
+        tokens: estimated tokens of the request.
+        output: the most tokens the reply may have; None where nothing limits it.
+        price: prices a call; None where nobody can.
+    """
+    if (most := limits.max_llm_calls) is not None and spent.llm_calls >= most:
+        return f"max_llm_calls={most} is reached"
+    wanted = int(tokens * MARGIN) + 1
+    limit = ASSUMED_OUTPUT_TOKENS if output is None else output
+    usage = spent.usage
+    if (most := limits.max_input_tokens) is not None and usage.input_tokens + held.input_tokens + wanted > most:
+        return f"max_input_tokens={most} leaves no room for a call of {wanted} tokens"
+    if (most := limits.max_output_tokens) is not None:
+        limit = min(limit, most - usage.output_tokens - held.output_tokens)
+        if limit < min(LEAST_OUTPUT_TOKENS, most):
+            return f"max_output_tokens={most} leaves no room for a reply"
+    cost = price(wanted, limit) if price is not None else None
+    dollars = limits.max_total_cost_usd
+    if cost is None:
+        if limits.on_unpriced == "refuse" and dollars is not None:
+            return "the price of the model is unknown (on_unpriced='refuse')"
+        if dollars is not None and usage.cost_microusd >= dollars * MICRO:
+            return f"max_total_cost_usd={dollars:g} is spent (${usage.cost_usd:.4f})"
+        return Reservation(wanted, limit)
+    if dollars is None or price is None:
+        return Reservation(wanted, limit, cost)
+    room = int(dollars * MICRO) - usage.cost_microusd - held.cost_microusd
+    if cost > room:
+        limit = _affordable(price, wanted, limit, room)
+        if limit < LEAST_OUTPUT_TOKENS:
+            return f"max_total_cost_usd={dollars:g} leaves no room for a call of up to ${cost / MICRO:.4f}"
+        cost = price(wanted, limit) or 0
+    return Reservation(wanted, limit, cost)
+
+
+def _affordable(price: Price, tokens: int, limit: int, room: int) -> int:
+    """Return the longest reply that fits into some money, by halving: prices need not grow evenly."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        cost = price(tokens, middle)
+        if cost is not None and cost <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def exceeded(spent: Spent, limits: GuardrailConfig) -> str | None:

@@ -12,11 +12,20 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TypeAlias
 
+import msgspec
+
+from harness.approval import AUDITED, Seal, audited
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
-from harness.perform import Workbench, admit, call_llm, call_tool
+from harness.hitl.base import Approver
+from harness.inbox import record_of
+from harness.mailbox import Answer, Cancel, Mail
+from harness.perform import Workbench, admit, ask_person, call_llm, call_tool, invalid_edit
 from harness.records import (
     VERSION,
+    ApprovalRequested,
+    ApprovalResolved,
+    Audited,
     DriverStarted,
     LLMFailed,
     LLMFinished,
@@ -25,14 +34,15 @@ from harness.records import (
     RunCancelled,
     RunFailed,
     RunFinished,
+    RunParked,
     ScopeClosed,
     ScopeOpened,
     StrategyName,
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, ScopeState, apply
-from harness.strategies.base import Pause, Strategy
+from harness.state import RunState, ScopeState, apply, open_questions, question_of
+from harness.strategies.base import Ask, Pause, Step, Strategy, Wait
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -53,8 +63,26 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 }
 
 
-Call: TypeAlias = LLMStarted | ToolStarted | Pause
+MAIL_EVERY_S = 1.0
+MAIL_EVERY_WHEN_ASKED_S = 0.2
+"""Seconds between two looks into the mailbox: of a run at work, and of one that a person is to answer."""
+
+Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
 """What is performed; everything else a strategy asks for is only written down."""
+
+CLOSE_PROMPT_S = 1.0
+"""Seconds a prompt may take to close when its question was answered elsewhere."""
+
+_URGENT = (
+    DriverStarted,
+    ScopeClosed,
+    RunFinished,
+    RunFailed,
+    RunCancelled,
+    RunParked,
+    ApprovalRequested,
+    ApprovalResolved,
+)
 
 
 class Driver:
@@ -71,6 +99,8 @@ class Driver:
         wall_s: seconds the run may be driven, over all epochs.
         commit_every: steps that may share a commit while nothing but models and ``read`` tools is at work.
         only: drive this scope and those below it, until it is closed; empty for the whole run.
+        approver: who is asked; None where nobody is here.
+        seal: signs answers given here, and the audit chain; None where nothing is gated.
         abandoned: calls of the epoch before did not stop when they were cancelled.
 
     Attributes:
@@ -91,6 +121,8 @@ class Driver:
         wall_s: float | None,
         commit_every: int = 1,
         only: str = "",
+        approver: Approver | None = None,
+        seal: Seal | None = None,
         abandoned: bool = False,
     ) -> None:
         self.state = state
@@ -100,7 +132,11 @@ class Driver:
         self._make_bench = make_bench
         self._benches: dict[str, Workbench] = {}
         self._touched: dict[str, None] = {}  # scopes whose strategy is to be asked, in order
+        self._waiting: dict[str, None] = {}  # scopes that wait for any call to end
+        self._has_ended = False  # one has, since they were last asked
         self._only = only
+        self._approver = approver
+        self._seal = seal
         self._abandoned = abandoned
         self._loop = asyncio.get_running_loop()
         self.free: asyncio.Future[None] = self._loop.create_future()
@@ -111,6 +147,7 @@ class Driver:
         self._durable_seq = state.seq
         self._commit_every = commit_every
         self._shares_commits = commit_every > 1
+        self._minds_records = self._shares_commits or seal is not None
         self._urgent = False
         self._steps_since_commit = 0
         self._tasks: dict[asyncio.Task[Record | None], Call] = {}
@@ -119,17 +156,24 @@ class Driver:
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._lost: OwnershipLost | None = None
+        self._mail: list[Mail] = []
+        self._taken: list[str] = []
+        self._mail_timer: asyncio.TimerHandle | None = None
+        self._mail_task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._cancel: Mail | None = None
         self._wall_end = INFINITY if wall_s is None else self._loop.time() + max(0.0, wall_s - state.spent.active_s)
 
     def _bench_of(self, scope: ScopeState) -> Workbench:
         """Return what the agent of a scope works with."""
-        bench = self._benches.get(scope.agent_id)
-        if bench is None:
-            bench = self._benches[scope.agent_id] = self._make_bench(scope.agent_id)
-            bench.clock = self.clock
-            bench.now = self._loop.time
-            bench.check_owner = self._check_owner
-            bench.wall_end = self._wall_end
+        return self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
+
+    def _new_bench(self, agent_id: str) -> Workbench:
+        bench = self._benches[agent_id] = self._make_bench(agent_id)
+        bench.clock = self.clock
+        bench.now = self._loop.time
+        bench.check_owner = self._check_owner
+        bench.wall_end = self._wall_end
         return bench
 
     def clock(self) -> float:
@@ -147,9 +191,14 @@ class Driver:
             CheckpointError: the journal could not be written; what was written stays valid.
         """
         watchdog = Watchdog(self.let_go)
-        self._beat_later(asyncio.current_task())
+        self._task = asyncio.current_task()
+        self._beat_later()
         try:
+            begun = self.state.seq > 0
             self._open(opening)
+            if begun:
+                await self._fetch_mail()
+            self._look_later()
             await self._loop_until_over(watchdog)
         except (OwnershipLost, GeneratorExit):
             raise  # nothing more may be written, or there is no event loop left to write on
@@ -157,9 +206,11 @@ class Driver:
             if self._lost is not None:
                 raise self._lost from None
             await self._save_what_is_ready()
-            raise
+            if not await self._is_ended_by_command():
+                raise
         finally:
             self._stop_beating()
+            self._stop_looking()
             watchdog.close()
             await self._stop_calls()
             self.let_go()
@@ -180,19 +231,23 @@ class Driver:
         state = self.state
         if state.started is None:
             raise InternalError(f"run {state.run_id!r} has no beginning")
-        task = asyncio.current_task()
+        task = self._task
         assert task is not None
         rounds = 0
         while True:
+            if self._mail:
+                await self._take_mail()
             starts = self._decide()
-            if not starts and not (self._tasks and self.state.in_flight) and not self._is_over():
-                self._touch_all()  # what waited for others' calls to end is not touched by its own
-                starts = self._decide()
+            if not starts and not (self._tasks and state.in_flight) and not self._is_over():
+                starts = await self._decide_idle()
+                if self._mail:
+                    continue
             if self._pending and (not self._shares_commits or self._is_commit_due()):
                 await self._commit(starts)
-            if self._is_over():
+            if state.ended or (self._only and self._is_over()):
                 return
-            if len(starts) == 1 and not self._tasks:
+            # A question is never waited for here: its answer may come by mail, and that time does not count.
+            if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:
                 self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
             else:
                 for step in starts:
@@ -204,6 +259,16 @@ class Driver:
             if rounds % BREATHE_EVERY == 0:
                 await asyncio.sleep(0)
 
+    async def _decide_idle(self) -> list[Call]:
+        """Ask every scope where no call is in flight; park the run where only people can make it go on."""
+        self._touch_all()  # what waited for others' calls to end is not touched by its own
+        starts, state = self._decide(), self.state
+        stands = not starts and not self._tasks and not self._is_over()
+        if stands and open_questions(state) and not await self._fetch_mail():
+            waiting = tuple(request.approval_id for request in open_questions(state))
+            self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
+        return starts
+
     def _decide(self) -> list[Call]:
         """Ask the strategies of the scopes that were touched, until nothing follows from what they say.
 
@@ -214,25 +279,41 @@ class Driver:
         """
         state = self.state
         starts: list[Call] = []
+        if state.ended:
+            return starts
+        if self._waiting:
+            self._wake_waiting()
         while touched := self._touched:
             self._touched = {}
             for path in touched:
                 scope = state.scopes.get(path)
                 if scope is None or (self._only and not self._is_driven(path)):
                     continue
-                for step in STRATEGIES[scope.strategy](scope, state, self._bench_of(scope).config):
+                bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
+                for step in STRATEGIES[scope.strategy](scope, state, bench.config):
+                    # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much.
                     if type(step) is LLMStarted or type(step) is ToolStarted:
                         self._note(step)
                         starts.append(step)
-                    elif type(step) is Pause:
-                        scope.pausing = True
-                        starts.append(step)
                     else:
-                        self._note_fact(path, step)
+                        self._heed(step, scope, starts)
                 if state.ended:
                     self._touched = {}
                     break
         return starts
+
+    def _heed(self, step: Step, scope: ScopeState, starts: list[Call]) -> None:
+        """Do what a strategy asks for besides calls."""
+        if type(step) is Pause:
+            scope.pausing = True
+            starts.append(step)
+        elif type(step) is Ask:
+            (scope if step.index < 0 else scope.calls[step.index]).asking = True
+            starts.append(step)
+        elif type(step) is Wait:
+            self._waiting[scope.scope] = None
+        else:
+            self._note_fact(scope.scope, step)
 
     def _note_fact(self, path: str, fact: Record) -> None:
         """Fold a fact that a scope's strategy has stated, and have those it is news to asked again."""
@@ -242,6 +323,13 @@ class Driver:
             self._touched[fact.child] = None
         elif type(fact) is ScopeClosed:
             self._touched[fact.scope] = None
+
+    def _wake_waiting(self) -> None:
+        """Ask scopes that wait for a call to end, where one has: after those whose call it was."""
+        if self._has_ended:
+            self._touched.update(self._waiting)
+            self._waiting = {}
+        self._has_ended = False
 
     def _is_over(self) -> bool:
         return self.state.ended or (self._only != "" and self._only not in self.state.scopes)
@@ -259,8 +347,16 @@ class Driver:
         """Fold a record now; it becomes durable with the next commit, before anything depends on it."""
         self._pending.append(record)
         apply(self.state, record, time.time())
+        if self._minds_records:
+            self._mind(record)
+
+    def _mind(self, record: Record) -> None:
+        """Note what a record means for the next commit, and add its link to the audit chain."""
         if self._shares_commits:
             self._note_urgency(record)
+        if self._seal is not None and type(record) in AUDITED:
+            what = audited(record)
+            self._note(Audited(what, self._seal.mac(f"{self.state.audit}{what}".encode())))
 
     def _note_urgency(self, record: Record) -> None:
         """Note what decides whether the next commit may wait for another step."""
@@ -271,11 +367,12 @@ class Driver:
         elif isinstance(record, ToolFinished):
             spec = self._bench_of(self.state.scopes[record.scope]).config.tools.get(record.tool)
             self._urgent = self._urgent or spec is None or spec.effect != "read"
-        elif isinstance(record, (DriverStarted, ScopeClosed, RunFinished, RunFailed, RunCancelled)):
+        elif isinstance(record, _URGENT):
             self._urgent = True
 
     def _note_outcome(self, scope_path: str, record: Record | None) -> None:
         self._touched[scope_path] = None
+        self._has_ended = True
         if record is None:
             return
         self._note(record)
@@ -295,8 +392,9 @@ class Driver:
             starts: calls among it that begin only afterwards; they are not written later if this fails.
         """
         records, self._pending = self._pending, []
-        self._urgent = False
-        self._steps_since_commit = 0
+        if self._shares_commits:
+            self._urgent = False
+            self._steps_since_commit = 0
         try:
             at = await self._store.append(self.state.run_id, self._durable_seq, records, owner=self.owner)
         except BaseException:  # raised again; cancelled or refused, nothing of it may be forgotten
@@ -305,15 +403,24 @@ class Driver:
             raise
         self._durable_seq += len(records)
         self._log.publish(records, at)
+        if self._taken:
+            taken, self._taken = self._taken, []
+            try:
+                await self._store.discard_mail(self.state.run_id, taken)
+            except CheckpointError as error:  # they are known by their ids and not taken again
+                logger.warning("run %r: its mailbox could not be emptied: %s", self.state.run_id, error)
 
     def _perform(self, step: Call, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
         scope = self.state.scopes[step.scope]
+        bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
         if type(step) is LLMStarted:
-            return call_llm(self._bench_of(scope), scope, step, watchdog)
+            return call_llm(bench, scope, step, watchdog)
         if type(step) is ToolStarted:
-            return call_tool(self._bench_of(scope), scope, step, watchdog)
-        assert type(step) is Pause  # the last of the three
+            return call_tool(bench, scope, step, watchdog)
+        if type(step) is Ask:
+            return self._ask(step)
+        assert type(step) is Pause  # the last of the four
         return self._pause(step)
 
     async def _pause(self, step: Pause) -> None:
@@ -343,13 +450,18 @@ class Driver:
         if not self._tasks:
             raise InternalError(f"run {self.state.run_id!r} at record {self.state.seq} has nothing to do and no end")
         if not self._arrived:
+            began = time.monotonic()
             self._wake = self._loop.create_future()
             try:
                 await self._wake
             finally:
                 self._wake = None
+                if all(type(call) is Ask for call in self._tasks.values()):
+                    self._do_not_count(time.monotonic() - began)
         arrived, self._arrived = self._arrived, []
         for task in arrived:
+            if task not in self._tasks:
+                continue  # its question was answered elsewhere
             outcome = task.result()  # what it raises ends the driver, which saves the tasks that are still listed
             self._note_outcome(self._tasks.pop(task).scope, outcome)
 
@@ -408,26 +520,142 @@ class Driver:
         if not self.free.done():
             self.free.set_result(None)
 
-    def _beat_later(self, driver: asyncio.Task[None] | None) -> None:
+    # -- people ---------------------------------------------------------------------------------
+
+    async def _ask(self, step: Ask) -> Record | None:
+        request = question_of(self.state, step.approval_id)
+        if request is None or self._seal is None:
+            return None
+        scope = self.state.scopes[step.scope]
+        record = await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
+        if record is not None and record.decision == "expired" and await self._is_answered_by_mail(request):
+            return None
+        return record
+
+    async def _is_answered_by_mail(self, request: ApprovalRequested) -> bool:
+        """Say whether an answer was received before the question expired; it is taken with the rest of the mail."""
+        await self._fetch_mail()
+        return any(
+            isinstance(mail.command, Answer)
+            and mail.command.approval_id == request.approval_id
+            and mail.received_at <= request.expires_at
+            for mail in self._mail
+        )
+
+    def _do_not_count(self, seconds: float) -> None:
+        """Leave out a time in which every branch of the run waited for a person."""
+        self._active_since += seconds
+        self._wall_end += seconds
+        for bench in self._benches.values():
+            bench.wall_end = self._wall_end
+
+    def _look_later(self) -> None:
+        asked = any(type(call) is Ask for call in self._tasks.values())
+        after_s = MAIL_EVERY_WHEN_ASKED_S if asked else MAIL_EVERY_S
+        self._mail_timer = self._loop.call_later(after_s, self._begin_look)
+
+    def _begin_look(self) -> None:
+        self._mail_task = self._loop.create_task(self._look())
+
+    def look_now(self) -> None:
+        """Look into the mailbox at once: somebody in this process has put something there."""
+        if self._mail_timer is not None and (self._mail_task is None or self._mail_task.done()):
+            self._mail_timer.cancel()
+            self._begin_look()
+
+    async def _look(self) -> None:
+        """Fetch what is in the mailbox; wake the loop, or stop it where the run is to end."""
+        try:
+            found = await self._fetch_mail()
+        except CheckpointError as error:
+            logger.warning("run %r: its mailbox could not be read: %s", self.state.run_id, error)
+            found = False
+        self._cancel = next((mail for mail in self._mail if isinstance(mail.command, Cancel)), None)
+        if self._cancel is not None and self._task is not None:
+            self._task.cancel()
+            return
+        if found and self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+        self._look_later()
+
+    def _stop_looking(self) -> None:
+        if self._mail_timer is not None:
+            self._mail_timer.cancel()
+        if self._mail_task is not None:
+            self._mail_task.cancel()
+
+    async def _fetch_mail(self) -> bool:
+        """Fetch commands that were not taken yet. Returns whether there are any."""
+        found = await self._store.inbox(self.state.run_id)
+        known = {mail.id for mail in self._mail}.union(self.state.commands)
+        self._mail += [mail for mail in found if mail.id not in known]
+        # Whoever took these died before it could remove them.
+        self._taken += [mail.id for mail in found if mail.id in self.state.commands and mail.id not in self._taken]
+        return bool(self._mail)
+
+    async def _take_mail(self) -> None:
+        """Write down what the commands that were fetched come to; close the prompts of questions they answer."""
+        letters, self._mail = self._mail, []
+        for mail in letters:
+            self._taken.append(mail.id)
+            if self.state.over is not None:
+                continue  # there is nothing to be said to it any more
+            record = record_of(mail, self.state, self._count, self._seal, self._invalid_edit)
+            if record is None:
+                continue
+            if type(record) is ApprovalResolved:
+                await self._close_prompt(record.approval_id)
+            self._note(record)
+            self._touch_all()
+
+    async def _close_prompt(self, approval_id: str) -> None:
+        for task, call in list(self._tasks.items()):
+            if type(call) is Ask and call.approval_id == approval_id:
+                del self._tasks[task]
+                task.cancel()
+                await asyncio.wait({task}, timeout=CLOSE_PROMPT_S)
+
+    def _count(self, text: str) -> int:
+        return self._bench_of(self.state.scopes[""]).config.count(text)
+
+    def _invalid_edit(self, request: ApprovalRequested, arguments: str) -> str:
+        return invalid_edit(self._bench_of(self.state.scopes[request.scope]), request, arguments)
+
+    async def _is_ended_by_command(self) -> bool:
+        """Write down that somebody has ended the run, where that is what stopped the driver."""
+        if self._cancel is None or self._task is None or self._task.uncancel() > 0:
+            return False
+        self._taken.append(self._cancel.id)
+        if self.state.over is not None:
+            return True  # it came to its end before it could be ended
+        record = record_of(self._cancel, self.state, self._count, self._seal, self._invalid_edit)
+        if record is not None:
+            self._note(record)
+            await self._commit()
+        return True
+
+    # -- ownership ------------------------------------------------------------------------------
+
+    def _beat_later(self) -> None:
         # A timer and not a task that sleeps: most runs are over before the first beat.
-        self._beat = self._loop.call_later(self._lease_s / 3, self._begin_beat, driver)
+        self._beat = self._loop.call_later(self._lease_s / 3, self._begin_beat)
 
-    def _begin_beat(self, driver: asyncio.Task[None] | None) -> None:
-        self._renewal = self._loop.create_task(self._keep_lease(driver))
+    def _begin_beat(self) -> None:
+        self._renewal = self._loop.create_task(self._keep_lease())
 
-    async def _keep_lease(self, driver: asyncio.Task[None] | None) -> None:
+    async def _keep_lease(self) -> None:
         """Renew the lease; stop the driver where it was lost."""
         try:
             await self._renew()
         except OwnershipLost as error:
             self._lost = error
-            if driver is not None:
-                driver.cancel()
+            if self._task is not None:
+                self._task.cancel()
             return
         except CheckpointError as error:
             # A store that is busy now may not be at the next beat; every append checks the owner anyway.
             logger.warning("run %r: its lease could not be renewed: %s", self.state.run_id, error)
-        self._beat_later(driver)
+        self._beat_later()
 
     def _stop_beating(self) -> None:
         if self._beat is not None:

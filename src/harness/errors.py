@@ -16,7 +16,7 @@ HarnessError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class HarnessError(Exception):
@@ -152,3 +152,17 @@ class ConfigChanged(HarnessError):
 
 class InternalError(HarnessError):
     """A defect of the library itself; please report it with the run key and sequence number in the text."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a name that is not known: the nearest one, and all of them.
+
+    >>> nearest("alow", ["allow", "ask"])
+    "; did you mean 'allow'? (known: 'allow', 'ask')"
+    """
+    import difflib
+
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"{hint} (known: {', '.join(map(repr, known)) or 'none'})"

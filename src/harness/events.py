@@ -342,6 +342,46 @@ class Done(BusEvent, frozen=True, kw_only=True):
         return MappingProxyType(_plain({"run_id": self.run_id} | _own(self) | {"task_results": results}))
 
 
+class ApprovalRequested(BusEvent, frozen=True, kw_only=True):
+    """A person is asked. ``args`` are the whole arguments; ``session`` is what "allow for this session" would cover."""
+
+    type = EventType.APPROVAL_REQUESTED
+    approval_id: str
+    kind: r.ApprovalKind
+    step: int
+    tool: str
+    args: dict[str, object] | str
+    reason: str
+    session: tuple[str, ...]
+    expires_at: float
+
+
+class ApprovalResolved(BusEvent, frozen=True, kw_only=True):
+    """A question has its answer: ``approve``, ``session``, ``edit``, ``reject``, ``steer`` or ``expired``."""
+
+    type = EventType.APPROVAL_RESOLVED
+    approval_id: str
+    decision: r.DecisionName
+    by: str
+    text: str
+    args: dict[str, object] | str
+
+
+class Guidance(BusEvent, frozen=True, kw_only=True):
+    """A person steers: the agents at work are told this before their next model call."""
+
+    type = EventType.HUMAN_GUIDANCE
+    text: str
+    by: str
+
+
+class Parked(BusEvent, frozen=True, kw_only=True):
+    """Nothing can go on without an answer; ``waiting`` names the questions. The last event until it is resumed."""
+
+    type = EventType.PARKED
+    waiting: tuple[str, ...]
+
+
 class Cancelled(BusEvent, frozen=True, kw_only=True):
     """Somebody ended the run. Final."""
 
@@ -386,6 +426,10 @@ Event: TypeAlias = (
     | Warned
     | TaskDone
     | Done
+    | ApprovalRequested
+    | ApprovalResolved
+    | Guidance
+    | Parked
     | Cancelled
     | Errored
 )
@@ -428,17 +472,18 @@ def budget_payload(spent: r.Spent, shares: Sequence[r.Share] = ()) -> dict[str, 
             "llm_calls": spent.llm_calls,
             "tool_calls": spent.tool_calls,
             "unpriced_calls": usage.unpriced,
+            "estimated_calls": spent.estimated,
         },
     }
 
 
-def arguments_for_show(call: ToolCall) -> dict[str, object] | str:
+def arguments_for_show(arguments: str) -> dict[str, object] | str:
     """Return a call's arguments as an object, or the text the model wrote where it is not one."""
     try:
-        args = msgspec.json.decode(call.arguments or "{}")
+        args = msgspec.json.decode(arguments or "{}")
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
-        return call.arguments
-    return args if isinstance(args, dict) else call.arguments  # pyright: ignore[reportUnknownVariableType] - decoded JSON
+        return arguments
+    return args if isinstance(args, dict) else arguments  # pyright: ignore[reportUnknownVariableType] - decoded JSON
 
 
 class Projection:
@@ -481,7 +526,7 @@ class Projection:
 
 def _llm_finished(told: Projection, entry: r.Entry, record: r.LLMFinished) -> Sequence[Event]:
     run_id, seq, at, scope = entry.run_id, entry.seq, entry.at, record.scope
-    agent_id = told.agent_of(scope)
+    agent_id = told.agent_of(scope) if scope else told.agent_id
     if record.purpose != "step":
         if record.purpose != "compaction":
             return ()  # what came of a word on the run is a record of its own
@@ -506,7 +551,7 @@ def _llm_finished(told: Projection, entry: r.Entry, record: r.LLMFinished) -> Se
     step = record.step
     events: list[Event] = [Thought(run_id, agent_id, seq, at, scope, step=step, thought=thought, action=action)]
     for call in calls:
-        args = arguments_for_show(call)
+        args = arguments_for_show(call.arguments)
         events.append(Action(run_id, agent_id, seq, at, scope, step=step, tool=call.name, args=args))
     return events
 
@@ -637,6 +682,54 @@ def _noted(told: Projection, entry: r.Entry, record: r.Noted) -> Sequence[Event]
     return (Warned(*_common(told, entry, record.scope), text=record.text),)
 
 
+def _approval_requested(told: Projection, entry: r.Entry, record: r.ApprovalRequested) -> Sequence[Event]:
+    asked = ApprovalRequested(
+        *_common(told, entry, record.scope),
+        approval_id=record.approval_id,
+        kind=record.kind,
+        step=record.step,
+        tool=record.tool,
+        args=arguments_for_show(record.arguments),
+        reason=record.reason,
+        session=record.session,
+        expires_at=record.expires_at,
+    )
+    return (asked,)
+
+
+def _approval_resolved(told: Projection, entry: r.Entry, record: r.ApprovalResolved) -> Sequence[Event]:
+    common = _common(told, entry, record.scope)
+    answered = ApprovalResolved(
+        *common,
+        approval_id=record.approval_id,
+        decision=record.decision,
+        by=record.by,
+        text=record.text,
+        args=arguments_for_show(record.arguments),
+    )
+    if record.decision != "steer":
+        return (answered,)
+    return (answered, Guidance(*common, text=record.text, by=record.by))
+
+
+def _approval_voided(told: Projection, entry: r.Entry, record: r.ApprovalVoided) -> Sequence[Event]:
+    text = f"the answer to {record.approval_id} does not hold: {record.reason}; it is asked again"
+    return (Warned(*_common(told, entry, record.scope), text=text),)
+
+
+def _guided(told: Projection, entry: r.Entry, record: r.Guided) -> Sequence[Event]:
+    scope = record.scopes[0] if len(record.scopes) == 1 else ""
+    return (Guidance(*_common(told, entry, scope), text=record.text, by=record.by),)
+
+
+def _command_refused(told: Projection, entry: r.Entry, record: r.CommandRefused) -> Sequence[Event]:
+    return (Warned(*_common(told, entry), text=f"a command was refused: {record.reason}"),)
+
+
+def _run_parked(told: Projection, entry: r.Entry, record: r.RunParked) -> Sequence[Event]:
+    return (Parked(*_common(told, entry), waiting=record.waiting),)
+
+
 def _dropped(told: Projection, entry: r.Entry, record: r.Dropped) -> Sequence[Event]:
     return (Compacted(*_common(told, entry, record.scope), summary=""),)
 
@@ -710,9 +803,18 @@ _SHOW = cast(
         r.LLMFailed: _llm_failed,
         r.ToolFinished: _tool_finished,
         r.Noted: _noted,
+        r.ApprovalRequested: _approval_requested,
+        r.ApprovalResolved: _approval_resolved,
+        r.ApprovalVoided: _approval_voided,
+        r.Guided: _guided,
+        r.CommandRefused: _command_refused,
+        r.RunParked: _run_parked,
         r.Dropped: _dropped,
         r.RunFinished: _run_finished,
         r.RunFailed: _run_failed,
         r.RunCancelled: _run_cancelled,
     },
 )
+
+SHOWN = frozenset(_SHOW)
+"""The types of records that show as events."""

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
 from harness.errors import ConfigError
 from harness.records import (
     VERSION,
+    ApprovalRequested,
+    ApprovalResolved,
+    ApprovalVoided,
+    Audited,
+    CommandRefused,
     DriverStarted,
     Entry,
     ForkPoint,
+    Guided,
     LLMFailed,
     LLMFinished,
     LLMStarted,
@@ -20,8 +26,15 @@ from harness.records import (
     RunCancelled,
     RunFailed,
     RunFinished,
+    RunParked,
     RunStarted,
 )
+
+_LEFT_OUT = (
+    DriverStarted, RunFailed, RunFinished, RunCancelled, RunParked, Reopened,
+    ApprovalRequested, ApprovalVoided, Audited, CommandRefused,
+)  # fmt: skip
+"""What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run."""
 
 
 def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[Record]:
@@ -38,14 +51,31 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
     if not 1 <= at <= last + 1:
         raise ConfigError(f"run {source!r} has steps 1 to {last}; cannot fork it at {at}")
     until = places.get(at, len(entries))
+    in_doubt = {
+        entry.record.approval_id
+        for entry in entries
+        if isinstance(entry.record, ApprovalRequested) and entry.record.kind == "in_doubt"
+    }
     copied = [
-        entry.record
+        record
         for entry in _answered(entries[1:until])
-        if not isinstance(entry.record, (DriverStarted, RunFailed, RunFinished, RunCancelled, Reopened))
+        if not isinstance(entry.record, _LEFT_OUT) and (record := _copy(entry.record, in_doubt)) is not None
     ]
     fork = ForkPoint(source, at, len(copied))
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
     return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]
+
+
+def _copy(record: Record, in_doubt: Collection[str]) -> Record | None:
+    """Return what a fork keeps of a record: of an answer, what the model was told.
+
+    What came of a call in doubt it was told as the call's result.
+    """
+    if not isinstance(record, ApprovalResolved):
+        return record
+    if record.decision != "steer" or record.approval_id in in_doubt:
+        return None
+    return Guided(record.text, record.by, (record.scope,), record.tokens)
 
 
 def _steps(entries: Sequence[Entry]) -> dict[int, int]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import logging
 import os
+import secrets
 import shlex
 import sys
 from pathlib import Path
 
+from harness.errors import ConfigError
 from harness.records import Origin
 
 logger = logging.getLogger("harness")
@@ -79,6 +83,58 @@ def _main_program() -> tuple[str, ...]:
     if spec is not None and spec.name:
         return ("-m", spec.name.removesuffix(".__main__"))
     return (sys.argv[0] if sys.argv and sys.argv[0] not in ("", "-c") else "<script>",)
+
+
+def approval_key() -> bytes:
+    """Return the key that answers are signed with: HARNESS_APPROVAL_KEY, else one that is kept in the user's home.
+
+    It is never kept beside the runs: whoever can write to those alone cannot make up an answer. It is made when it is
+    first needed.
+
+    Raises:
+        ConfigError: the key cannot be read or made, or is too short.
+    """
+    given = os.environ.get("HARNESS_APPROVAL_KEY", "")
+    if given:
+        if len(given) < LEAST_KEY_CHARS:
+            raise ConfigError(f"HARNESS_APPROVAL_KEY must have {LEAST_KEY_CHARS} characters or more")
+        return given.encode("utf-8", "surrogateescape")
+    path = Path.home() / ".agent-harness" / "approval.key"
+    try:
+        return _kept_key(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the key for approvals cannot be kept in {str(path)!r} ({error.strerror}): set HARNESS_APPROVAL_KEY"
+        ) from error
+
+
+LEAST_KEY_CHARS = 32
+
+
+def _kept_key(path: Path) -> bytes:
+    with contextlib.suppress(FileExistsError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        if not path.exists():
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "w") as file:
+                file.write(secrets.token_hex(32))
+            try:
+                os.link(draft, path)  # of several processes the first one's key stays
+            finally:
+                draft.unlink()
+    key = path.read_bytes().strip()
+    if len(key) < LEAST_KEY_CHARS:
+        raise ConfigError(f"{str(path)!r} does not hold a key for approvals: delete it, and old answers with it")
+    return key
+
+
+def who() -> str:
+    """Name the person at this machine, as it is written down beside an answer."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return str(os.getuid())
 
 
 def resume_command(origin: Origin | None, key: str) -> str:

@@ -10,16 +10,21 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from harness import host
 from harness.active import ActiveRun
+from harness.approval import Decision, name_of
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
 from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
+from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
 from harness.plan import Plan
 from harness.records import (
     VERSION,
+    ApprovalRequested,
     ConfigDiffers,
     Continued,
     Entry,
@@ -35,7 +40,7 @@ from harness.records import (
 )
 from harness.registry import AgentRegistry, differences, differences_of_agents
 from harness.run_stream import OverRun, Run
-from harness.state import RunState, fold
+from harness.state import RunState, fold, open_questions
 from harness.wiring import COORDINATOR, Wirings
 
 logger = logging.getLogger("harness")
@@ -152,6 +157,74 @@ class Launcher:
         finally:
             await store.release(owner)
         return new_id
+
+    async def questions(self, key: str) -> list[ApprovalRequested]:
+        """Return the open questions of a run."""
+        _, _, state = await self._stored(key)
+        return open_questions(state)
+
+    async def answer(self, key: str, decision: Decision, asked: str | None, by: str) -> None:
+        """Answer a question; see ``AgentRuntime.answer``."""
+        run_id, store, state = await self._stored(key)
+        waiting = open_questions(state)
+        if asked is None and len(waiting) > 1:
+            ids = ", ".join(request.approval_id for request in waiting)
+            raise ConfigError(f"run {run_id!r} waits for {len(waiting)} answers: say which one is meant ({ids})")
+        request = next((request for request in waiting if asked in (None, request.approval_id)), None)
+        if request is None:
+            what = f"question {asked!r}" if asked else "question"
+            raise ConfigError(f"no {what} is open in run {run_id!r}: it has its answer, or was never asked")
+        name, text, arguments = name_of(decision)
+        seal = self._wirings.people.seal
+        mac = seal.sign(request.digest, name, by=by, text=text, arguments=arguments, expires_at=request.expires_at)
+        await self._post(run_id, store, Answer(request.approval_id, name, by, mac, text, arguments))
+
+    async def steer(self, key: str, text: str, agent_id: str, by: str) -> None:
+        """Tell agents something; see ``AgentRuntime.steer``."""
+        run_id, store, _ = await self._stored(key)
+        await self._post(run_id, store, Guidance(text, by, agent_id))
+
+    async def cancel(self, key: str, reason: str, by: str) -> None:
+        """End a run for good; see ``AgentRuntime.cancel``."""
+        run_id, store, _ = await self._stored(key)
+        mail = await self._post(run_id, store, Cancel(reason, by))
+        if (active := await self._running(run_id)) is not None:
+            await asyncio.wait({active.task})
+            return
+        try:
+            owner = await store.claim(run_id, this_process())
+        except OwnershipLost:
+            return  # whoever drives it finds the command in the mailbox
+        try:
+            state = fold(run_id, await _all(store, run_id))
+            if state.over is None:
+                cancelled = RunCancelled(reason, state.steps, msgspec.structs.replace(state.spent), mail.id)
+                await store.append(run_id, state.seq, [cancelled], owner=owner)
+            await store.discard_mail(run_id, [mail.id for mail in await store.inbox(run_id)])
+        finally:
+            await store.release(owner)
+
+    async def _stored(self, key: str) -> tuple[str, CheckpointStore, RunState]:
+        """Find a run that is not over.
+
+        Raises:
+            RunNotFound: no run is stored under the key.
+            ConfigError: it is over.
+        """
+        run_id, *_ = await self.resolve(key)
+        store, entries = await self._find(run_id)
+        if not entries:
+            raise RunNotFound(key)
+        state = fold(run_id, entries)
+        if state.over is not None:
+            raise ConfigError(f"run {run_id!r} is over; nothing can be said to it any more")
+        return run_id, store, state
+
+    async def _post(self, run_id: str, store: CheckpointStore, command: Command) -> Mail:
+        mail = await store.post(run_id, command)
+        if (active := await self._running(run_id)) is not None:
+            active.look_now()
+        return mail
 
     async def resolve(self, key: str) -> tuple[str, ...]:
         """Take a key apart; an id of the caller's own may be given as it is, unescaped."""

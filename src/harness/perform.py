@@ -10,22 +10,30 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import get_args
+from typing import cast, get_args
 
 import msgspec
 
 from harness import working_memory
 from harness.agent import AgentConfig
+from harness.approval import Decision, Seal, name_of
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
-from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
+from harness.errors import LLMError, LLMRefused, MalformedResponse, PlanError, ToolError
+from harness.hitl.base import ApprovalRequest, Approver
+from harness.keys import join_key
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
-from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
+from harness.messages import JSON, Image, Part, Reasoning, Text, ToolCall, user
+from harness.plan import Plan, Task
 from harness.records import (
+    ApprovalRequested,
+    ApprovalResolved,
     Cut,
+    DecisionName,
     FinishReason,
     LLMFailed,
     LLMFinished,
@@ -46,6 +54,9 @@ from harness.watchdog import INFINITY, Watchdog
 MAX_BACKOFF_S = 60.0
 CLOSE_S = 5.0
 """Seconds a model's stream may take to close."""
+
+MAX_UNFIT_ANSWERS = 3
+"""Answers to one question that cannot be used before nobody is said to be here."""
 
 logger = logging.getLogger("harness")
 
@@ -119,14 +130,14 @@ async def call_llm(
     request = build_request(bench, scope, start)
     log = bench.log
     response: LLMResponse | None = None
-    shown, is_step = False, start.purpose == "step"
+    shown, heard, is_step = False, False, start.purpose == "step"
     settings = request.settings
     stream: AsyncIterator[LLMDelta] | None = None
     try:
         stream = (bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)).stream(request)
         watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
-            watchdog.seen = True
+            watchdog.seen = heard = True
             if type(delta) is ResponseDone:
                 response = delta.response
                 break
@@ -138,7 +149,7 @@ async def call_llm(
             raise MalformedResponse("the reply ended before it was complete", transient=True)
         outcome = _llm_outcome(bench, start, response)
     except BaseException as error:
-        failed = _llm_failure(bench, start, watchdog, error)
+        failed = _llm_failure(bench, start, watchdog, error, answered=shown or heard)
         if shown:
             log.discard(start.scope, scope.agent_id, failed.error if failed else "interrupted")
         await _close(stream, watchdog)
@@ -151,16 +162,16 @@ async def call_llm(
 
 def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMRequest:
     """Project what the model is asked from the journal and the configuration."""
-    agent = bench.agent
+    agent, settings = bench.agent, bench.agent.llm_settings
+    if start.max_output:
+        settings = msgspec.structs.replace(settings, max_output_tokens=start.max_output)
     if start.purpose == "step":
-        return LLMRequest(
-            agent.system_prompt, scope.view(), bench.specs, agent.llm_settings, agent.confidence_from_llm
-        )  # fmt: skip
+        return LLMRequest(agent.system_prompt, scope.view(), bench.specs, settings, agent.confidence_from_llm)
     if start.purpose == "compaction":
         text = working_memory.transcript(scope, start.upto)
-        return LLMRequest(working_memory.SUMMARY_PROMPT, [user(text)], (), agent.llm_settings)
+        return LLMRequest(working_memory.SUMMARY_PROMPT, [user(text)], (), settings)
     asked = prompts.question(start.purpose, scope, bench.config)
-    return LLMRequest(asked.system, asked.messages, (), agent.llm_settings, response_schema=asked.schema)
+    return LLMRequest(asked.system, asked.messages, (), settings, response_schema=asked.schema)
 
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
@@ -169,12 +180,18 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
     if response.finish not in _FINISHES:
         raise ValueError(f"its finish reason must be one of {', '.join(_FINISHES)}, not {response.finish!r}")
     tokens = working_memory.part_tokens(parts, bench.config.count)
+    usage = _counted(response.usage)
+    estimated = (
+        usage.input_tokens == usage.output_tokens == usage.cost_microusd == 0 and start.reserved.input_tokens > 0
+    )
+    if estimated:
+        usage = Usage(start.tokens, tokens, cost_microusd=_priced(bench, start, tokens), unpriced=usage.unpriced)
     return LLMFinished(
         start.step,
         bench.clock(),
         parts,
         response.finish,
-        _counted(response.usage),
+        usage,
         start.scope,
         start.attempt,
         start.purpose,
@@ -183,7 +200,15 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
         _text(response.malformed or ""),
         _sure(response.confidence),
         tokens,
+        estimated,
     )
+
+
+def _priced(bench: Workbench, start: LLMStarted, output: int) -> int:
+    """Price a reply of which the provider has not said what it used."""
+    config = bench.config
+    price = config.price if start.purpose == "step" else config.prices.get(start.purpose, config.price)
+    return (price(start.tokens, output) or 0) if price is not None else 0
 
 
 _FINISHES: tuple[FinishReason, ...] = get_args(FinishReason)
@@ -208,13 +233,24 @@ def _sure(confidence: object) -> float | None:
     return None
 
 
-def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException) -> LLMFailed | None:
-    """Turn an exception into a failed attempt, or return None where it is not the model's."""
+def _llm_failure(
+    bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException, *, answered: bool
+) -> LLMFailed | None:
+    """Turn an exception into a failed attempt, or return None where it is not the model's.
+
+    Args:
+        bench: the workbench.
+        start: the attempt.
+        watchdog: its deadlines.
+        error: what was raised.
+        answered: the model had begun to answer, and is paid for that.
+    """
     asked: float | None = None
     refused = False
     if isinstance(error, asyncio.CancelledError):
         if watchdog.caught():
             transient, text = True, "no reply within its deadline"
+            answered = True  # for all that is known
         elif _is_cancelled():
             return None
         else:
@@ -238,6 +274,8 @@ def _llm_failure(bench: Workbench, start: LLMStarted, watchdog: Watchdog, error:
         start.purpose,
         retry_in_s,
         refused,
+        start.reserved.as_usage(priced=start.priced) if answered else Usage(),
+        answered and start.reserved.input_tokens > 0,
     )
 
 
@@ -276,7 +314,7 @@ def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
     refused: list[ToolFinished] = []
     for index, call in enumerate(scope.calls):
         try:
-            args = _validated(bench, call.call)
+            args = _validated(bench, call.call.name, call.call.arguments)
         except InvalidArguments as error:
             refused.append(_finished(bench, scope, index, call, "invalid", str(error)))
         else:
@@ -284,13 +322,13 @@ def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
     return refused
 
 
-def _validated(bench: Workbench, call: ToolCall) -> Mapping[str, object]:
-    tool = bench.tools.get(call.name)
+def _validated(bench: Workbench, name: str, arguments: str) -> Mapping[str, object]:
+    tool = bench.tools.get(name)
     if tool is None:
         known = ", ".join(bench.tools) or "none"
-        raise InvalidArguments(f"unknown tool {call.name!r}; the tools are: {known}")
+        raise InvalidArguments(f"unknown tool {name!r}; the tools are: {known}")
     try:
-        return tool.validate(call.arguments)
+        return tool.validate(arguments)
     except InvalidArguments:
         raise
     except Exception as error:
@@ -306,8 +344,8 @@ async def call_tool(
     args = bench.admitted.pop(call, None)
     tool = bench.tools[start.tool]
     try:
-        if args is None:
-            args = _validated(bench, call.call)
+        if args is None or call.edited:
+            args = _validated(bench, start.tool, call.arguments)
     except InvalidArguments as error:
         status: ToolStatus = "unknown" if start.reconcile else "invalid"
         return _finished(bench, scope, index, call, status, str(error))
@@ -429,6 +467,8 @@ def _success(
     text = _text(output.text)
     if cut is not None:
         text = working_memory.cap(text, bench.agent.max_result_chars)
+    if call.edited:
+        text = f"(A human changed the arguments to {call.edited})\n{text}"
     if not output.representable:
         status = "unrepresentable"
     return _outcome(bench, scope, index, call, status, text, cut, output.images)
@@ -454,6 +494,121 @@ def _outcome(
     tokens = bench.config.count(text) + working_memory.IMAGE_TOKENS * len(images)
     return ToolFinished(
         scope.step, index, call.call.name, status, text, bench.clock(), scope.scope, cut, images, tokens
+    )
+
+
+async def ask_person(
+    bench: Workbench, scope: ScopeState, request: ApprovalRequested, approver: Approver | None, seal: Seal
+) -> ApprovalResolved | None:
+    """Have a question answered by whoever is here; None where nobody answers."""
+    problem = ""
+    for _ in range(MAX_UNFIT_ANSWERS):
+        limit = asyncio.timeout(request.expires_at - time.time() if request.expires_at else None)
+        if 0 < request.expires_at <= time.time():
+            return _signed(bench, request, seal, "expired", "time")
+        if approver is None:
+            return None
+        said = await _asked(bench, approver, _told(bench, scope, request, problem), limit)
+        if limit.expired():
+            return _signed(bench, request, seal, "expired", "time")
+        if said is None:
+            return None
+        name, text, arguments = said
+        problem = _problem(bench, request, name, arguments)
+        if not problem:
+            return _signed(bench, request, seal, name, approver.name, text, arguments)
+    logger.warning("run %r: none of %d answers to %s fits: %s", bench.run_id, MAX_UNFIT_ANSWERS, request.tool, problem)
+    return None
+
+
+async def _asked(
+    bench: Workbench, approver: Approver, told: ApprovalRequest, limit: asyncio.Timeout
+) -> tuple[DecisionName, str, str] | None:
+    """Ask an approver, which may be anybody's; what is no decision is no answer."""
+    try:
+        async with limit:
+            decision = await approver.decide(told)
+        if decision is None:
+            return None
+        if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
+            raise TypeError(f"a decision was expected, not {type(decision).__name__}")
+        name, text, arguments = name_of(decision)
+        if type(text) is not str:
+            raise TypeError(f"the text of a {type(decision).__name__} must be a string, not {type(text).__name__}")
+    except Exception as error:
+        if not limit.expired():
+            logger.warning("run %r: %s has not answered: %s", bench.run_id, approver.name, _described(error))
+        return None
+    return name, text, arguments
+
+
+def _problem(bench: Workbench, request: ApprovalRequested, name: DecisionName, arguments: str) -> str:
+    if name == "session" and not request.session:
+        return "this call cannot be allowed for the session"
+    return invalid_edit(bench, request, arguments) if name == "edit" else ""
+
+
+def invalid_edit(bench: Workbench, request: ApprovalRequested, arguments: str) -> str:
+    """Say what is wrong with arguments, or a plan, that a person has edited; empty where they fit."""
+    if request.kind == "in_doubt":
+        return "a call in doubt cannot be edited: say yes to run it again, no, or what came of it"
+    try:
+        if request.kind == "plan":
+            tasks = Plan(msgspec.json.decode(arguments, type=_EditedPlan).tasks).tasks
+            if unknown := {task.agent_id for task in tasks} - set(bench.config.team):
+                raise PlanError([f"there is no agent {agent_id!r}" for agent_id in sorted(unknown)])
+        else:
+            _validated(bench, request.tool, arguments)
+    except (InvalidArguments, PlanError, msgspec.MsgspecError) as error:
+        return f"what was edited does not fit: {error}"
+    return ""
+
+
+class _EditedPlan(msgspec.Struct):
+    tasks: tuple[Task, ...]
+
+
+def _signed(
+    bench: Workbench,
+    request: ApprovalRequested,
+    seal: Seal,
+    decision: DecisionName,
+    by: str,
+    text: str = "",
+    arguments: str = "",
+) -> ApprovalResolved:
+    text, by = _text(text), _text(by)
+    mac = seal.sign(request.digest, decision, by=by, text=text, arguments=arguments, expires_at=request.expires_at)
+    return ApprovalResolved(
+        request.approval_id,
+        decision,
+        by,
+        mac,
+        request.step,
+        request.index,
+        request.scope,
+        text,
+        arguments,
+        bench.config.count(text),
+    )
+
+
+def _told(bench: Workbench, scope: ScopeState, request: ApprovalRequested, problem: str) -> ApprovalRequest:
+    agent_id = "" if scope.place.task_id or scope.place.parent is not None else scope.agent_id
+    return ApprovalRequest(
+        approval_id=request.approval_id,
+        tool=request.tool,
+        arguments=cast("dict[str, JSON]", msgspec.json.decode(request.arguments or "{}")),
+        digest=request.digest,
+        run_id=bench.run_id,
+        key=join_key(bench.run_id, agent_id),
+        kind=request.kind,
+        agent_id=scope.agent_id,
+        scope=request.scope,
+        step=request.step,
+        reason=problem or request.reason,
+        session=request.session,
+        expires_at=request.expires_at,
     )
 
 

@@ -17,12 +17,12 @@ from typing import Literal, TypeAlias, cast
 
 import msgspec
 
-from harness.budget import Spent, Usage
+from harness.budget import Reservation, Spent, Usage
 from harness.errors import CheckpointCorrupt, RecordTooNew
 from harness.messages import Image, Message, Part
 from harness.plan import Task
 
-VERSION = 2
+VERSION = 3
 """The version of the records this release writes."""
 
 Effect: TypeAlias = Literal["read", "idempotent", "once"]
@@ -57,6 +57,7 @@ ToolStatus: TypeAlias = Literal[
     "invalid",  # unknown tool or arguments that do not fit; it never ran
     "timeout",  # it did not end in time; a read or idempotent tool may simply be called again
     "unknown",  # it was started and its outcome cannot be known; it is not run again
+    "rejected",  # a person or a policy said no; it never ran
     "reconciled",  # its reconcile() found the result of a call whose outcome was lost
     "unrepresentable",  # it succeeded, its result cannot be written down
 ]
@@ -65,6 +66,13 @@ FailureReason: TypeAlias = Literal[
     "llm", "budget", "max_steps", "no_progress", "malformed", "length", "refused", "plan", "task"
 ]
 """``plan``: the planner gave no plan that can be carried out. ``task``: one the run cannot do without failed."""
+
+DecisionName: TypeAlias = Literal["approve", "session", "edit", "reject", "steer", "expired"]
+"""What became of a question: yes once; yes for the rest of the run; yes with other arguments; no; no, but do this
+instead; nobody answered in time."""
+
+ApprovalKind: TypeAlias = Literal["tool", "in_doubt", "plan"]
+"""What is asked: may this call run; what becomes of one whose outcome is lost; may this plan be carried out."""
 
 Complexity: TypeAlias = Literal["simple", "complex"]
 
@@ -321,6 +329,9 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
     Attributes:
         tokens: estimated tokens of the request.
         upto: for a compaction, how many of the messages shown are summarised.
+        reserved: the worst case of the call, held until it has its outcome.
+        max_output: tokens the reply may have at the most, where that was lowered to make the call fit; 0 otherwise.
+        priced: whether the reservation's cost is known.
     """
 
     step: int
@@ -329,6 +340,9 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
     purpose: LLMPurpose = "step"
     tokens: int = 0
     upto: int = 0
+    reserved: Reservation = Reservation()
+    max_output: int = 0
+    priced: bool = False
 
 
 class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -339,6 +353,7 @@ class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
         malformed: what is wrong with the reply, if it could not be understood.
         confidence: how sure the model says it is of a final answer, 0 to 1.
         tokens: estimated tokens of the reply as a message of the conversation.
+        estimated: the provider has not said what it used; ``usage`` is the reservation.
     """
 
     step: int
@@ -354,6 +369,7 @@ class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     malformed: str = ""
     confidence: float | None = None
     tokens: int = 0
+    estimated: bool = False
 
 
 class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -362,6 +378,7 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     Attributes:
         transient: whether the same call may succeed later.
         retry_in_s: seconds to wait before that, chosen with chance and therefore written down.
+        estimated: the call was cut while it was answered; ``usage`` is the reservation.
     """
 
     step: int
@@ -374,10 +391,16 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     retry_in_s: float = 0.0
     refused: bool = False
     usage: Usage = Usage()
+    estimated: bool = False
 
 
 class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
-    """A tool is about to run (or, with ``reconcile``, to be asked what became of an earlier start)."""
+    """A tool is about to run (or, with ``reconcile``, to be asked what became of an earlier start).
+
+    Attributes:
+        approval_id: the question whose answer allows it.
+        rules: the rules that allow it.
+    """
 
     step: int
     index: int
@@ -386,6 +409,8 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     scope: str = ""
     attempt: int = 1
     reconcile: bool = False
+    approval_id: str = ""
+    rules: tuple[str, ...] = ()
 
 
 class ToolNotDone(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -442,6 +467,101 @@ class Noted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True)
     text: str
     scope: str = ""
     tokens: int = 0
+
+
+class ApprovalRequested(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A person is asked. The question stands until it is answered, over any number of processes.
+
+    Attributes:
+        approval_id: names the question.
+        digest: of everything that decides what would happen.
+        index: the call's position in its step; -1 for a plan.
+        tool, arguments: the call, with its whole arguments as JSON text; of a plan the plan itself.
+        reason: why it is asked.
+        session: what "allow for this session" would cover; empty where that is not offered.
+        expires_at: when it is too late to answer, seconds since the epoch; 0 for never.
+    """
+
+    approval_id: str
+    digest: str
+    tool: str
+    arguments: str
+    step: int
+    index: int = 0
+    scope: str = ""
+    kind: ApprovalKind = "tool"
+    reason: str = ""
+    session: tuple[str, ...] = ()
+    expires_at: float = 0.0
+
+
+class ApprovalResolved(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A question has its answer.
+
+    Attributes:
+        by: who answered.
+        text: the reason of a rejection, or the guidance.
+        arguments: the edited arguments, JSON text.
+        mac: the signature over all of it and the question's digest.
+        tokens: estimated tokens of the guidance as a message.
+        command_id: the mailbox's command it came by.
+    """
+
+    approval_id: str
+    decision: DecisionName
+    by: str
+    mac: str
+    step: int
+    index: int = 0
+    scope: str = ""
+    text: str = ""
+    arguments: str = ""
+    tokens: int = 0
+    command_id: str = ""
+
+
+class ApprovalVoided(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """An answer does not hold for what would run now; the question is asked anew."""
+
+    approval_id: str
+    reason: str
+    step: int
+    index: int = 0
+    scope: str = ""
+
+
+class Guided(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A person steers: agents are told this before their next model call.
+
+    Attributes:
+        scopes: whom it is for.
+        tokens: estimated tokens of it as a message.
+    """
+
+    text: str
+    by: str
+    scopes: tuple[str, ...]
+    tokens: int = 0
+    command_id: str = ""
+
+
+class CommandRefused(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A command from the mailbox was not carried out."""
+
+    command_id: str
+    reason: str
+
+
+class Audited(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """One link of the audit chain: a decision, or the effect of a call that a gate looked at.
+
+    Attributes:
+        what: the record it is about, as JSON, digested.
+        mac: the signature over that and the link before.
+    """
+
+    what: str
+    mac: str
 
 
 class Dropped(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -531,6 +651,19 @@ class RunCancelled(msgspec.Struct, frozen=True, gc=False, tag=True, omit_default
     reason: str
     steps: int
     spent: Spent
+    command_id: str = ""
+
+
+class RunParked(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """Nothing in the run can go on without an answer; nobody drives it until it is resumed.
+
+    Attributes:
+        waiting: ids of the questions.
+    """
+
+    waiting: tuple[str, ...]
+    steps: int
+    spent: Spent
 
 
 class Reopened(msgspec.Struct, frozen=True, gc=False, tag=True):
@@ -559,10 +692,17 @@ Record: TypeAlias = (
     | ToolNotDone
     | ToolFinished
     | Noted
+    | ApprovalRequested
+    | ApprovalResolved
+    | ApprovalVoided
+    | Guided
+    | CommandRefused
+    | Audited
     | Dropped
     | RunFinished
     | RunFailed
     | RunCancelled
+    | RunParked
     | Reopened
 )
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from harness.agent import AgentConfig
-from harness.errors import ConfigError
+from harness.errors import ConfigError, nearest
 from harness.llm.base import LLM
 from harness.records import Fingerprints
 from harness.tools import as_tool, definition_hash
 from harness.tools.base import Tool, ToolSpec
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a name that is not known: the nearest one, and all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} (known: {', '.join(map(repr, known)) or 'none'})"
 
 
 class AgentRegistry:

@@ -12,6 +12,7 @@ from harness.budget import Spent
 from harness.events import budget_payload
 from harness.keys import place_of
 from harness.records import (
+    ApprovalRequested,
     Entry,
     FailureReason,
     RunCancelled,
@@ -20,7 +21,7 @@ from harness.records import (
     Share,
     TaskResult,
 )
-from harness.state import RunState
+from harness.state import RunState, open_questions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,18 +115,33 @@ class Cancelled(_Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parked(_Result):
-    """The run waits for a person.
+    """The run waits for a person; answering and resuming it goes on.
+
+    Attributes:
+        waiting: the open questions, in the order they were asked.
 
     >>> Parked(run_id="r1", agent_id="a").success
     False
     """
 
+    waiting: Sequence[ApprovalRequested] = ()
+
 
 RunResult: TypeAlias = Finished | Failed | Cancelled | Parked
 
 
-def result_of(state: RunState, trace: Sequence[Entry]) -> Finished | Failed | Cancelled | None:
+def result_of(state: RunState, trace: Sequence[Entry]) -> RunResult | None:
     """Return what a folded journal came to, or None while the run is still to be driven."""
+    if state.parked is not None and state.over is None:  # it may be cancelled while it waits
+        return Parked(
+            run_id=state.run_id,
+            agent_id=state.scopes[""].agent_id,
+            steps=state.parked.steps,
+            spent=state.parked.spent,
+            summarizations=state.summarizations,
+            waiting=open_questions(state),
+            trace=trace,
+        )
     started, final = state.started, state.over or state.failed
     if started is None or final is None:
         return None

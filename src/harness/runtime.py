@@ -6,20 +6,26 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
+from harness import host
 from harness.agent import AgentConfig
+from harness.approval import Decision, Gate
 from harness.budget import GuardrailConfig
 from harness.checkpoint.base import LEASE_S, CheckpointStore, RunQuery, RunSummary
 from harness.errors import ConfigError, HarnessError, LLMError, OwnershipLost, PlanError
+from harness.hitl.base import Approver
 from harness.keys import join_key
 from harness.launch import Launcher, Start, Stores, hint
 from harness.plan import Plan
-from harness.records import Origin, Routed, Site
+from harness.records import ApprovalRequested, Origin, Routed, Site
 from harness.registry import AgentRegistry, ToolRegistry, nearest
 from harness.result import RunResult
 from harness.run_stream import OverRun, Run, RunStream, result_of_run
-from harness.wiring import COORDINATOR, Wirings
+from harness.wiring import COORDINATOR, People, Wirings
+
+if TYPE_CHECKING:
+    from harness.hitl.policy import Policy
 
 T = TypeVar("T")
 
@@ -39,6 +45,12 @@ class AgentRuntime:
         checkpoint_store: where runs are kept; None keeps them in one SQLite file in the state directory.
         llm_by_site: models for call sites that are to have one of their own: ``classifier``, ``router``, ``planner``,
             ``synthesiser``, ``summariser``.
+        approver: who is asked about calls that an agent's ``hitl_tools`` or the policy hold back; with None the run
+            parks, and is answered by ``answer`` from any process.
+        policy: rules, or a function, that decide which calls run, are forbidden or asked about; None lets all run
+            that ``hitl_tools`` does not name.
+        approve_plans: whether a plan waits for a person's yes before anything of it runs.
+        answer_within_s: seconds a question stands before it counts as a no; None for ever.
         deps: the user's own object, handed to tools as ``ToolContext.deps``.
         auto_resume: whether the first entry call honours ``--resume KEY`` in ``sys.argv``.
         strict: whether a resume refuses a configuration that differs from the run's.
@@ -68,6 +80,10 @@ class AgentRuntime:
         guardrail_config: GuardrailConfig | None = None,
         checkpoint_store: CheckpointStore | None = None,
         llm_by_site: Mapping[Site, object] | None = None,
+        approver: Approver | None = None,
+        policy: Policy | Gate | None = None,
+        approve_plans: bool = False,
+        answer_within_s: float | None = None,
         deps: object = None,
         auto_resume: bool = True,
         strict: bool = False,
@@ -88,6 +104,7 @@ class AgentRuntime:
             llm=llm,
             llm_by_site=llm_by_site or {},
             limits=guardrail_config or GuardrailConfig(),
+            people=People(approver, policy, approve_plans=approve_plans, answer_within_s=answer_within_s),
             deps=deps,
         )
         for agent_id in self.agent_registry.all_ids():
@@ -261,6 +278,54 @@ class AgentRuntime:
             strict: refuse a configuration that differs; None takes the runtime's setting.
         """
         return RunStream(lambda: self._launcher.resume(key, strict), tokens=tokens, replay=replay, on_cut=hint)
+
+    async def pending(self, key: str) -> list[ApprovalRequested]:
+        """Return the questions of a run that wait for an answer, in the order they were asked.
+
+        Raises:
+            RunNotFound: no run is stored under the key.
+            ConfigError: the run is over.
+        """
+        return await self._launcher.questions(key)
+
+    async def answer(self, key: str, decision: Decision, *, approval_id: str | None = None, by: str = "") -> None:
+        """Answer a question, in any process that reaches the store; a run that is parked goes on when it is resumed.
+
+        Args:
+            key: the run.
+            decision: ``Approve()``, ``ApproveForSession()``, ``Edit(arguments)``, ``Reject(reason)``, ``Steer(text)``.
+            approval_id: which question; may be left out where one waits.
+            by: who answers, as it is written down; the user of this process where it is left out.
+
+        Raises:
+            RunNotFound: no run is stored under the key.
+            ConfigError: no such question waits, or it must be said which.
+        """
+        await self._launcher.answer(key, decision, approval_id, by or host.who())
+
+    async def steer(self, key: str, text: str, agent: str = "", *, by: str = "") -> None:
+        """Tell the agents at work something before their next model call, from any process; once, also over a crash.
+
+        Args:
+            key: the run; one that nobody drives is told when it is resumed.
+            text: what to tell them, as human guidance.
+            agent: the one to tell; all that are at work where it is left out.
+            by: who speaks, as it is written down; the user of this process where it is left out.
+
+        Raises:
+            RunNotFound: no run is stored under the key.
+            ConfigError: the run is over.
+        """
+        await self._launcher.steer(key, text, agent, by or host.who())
+
+    async def cancel(self, key: str, reason: str = "", *, by: str = "") -> None:
+        """End a run for good, whichever process drives it. Its calls are cancelled first.
+
+        Raises:
+            RunNotFound: no run is stored under the key.
+            ConfigError: the run is over.
+        """
+        await self._launcher.cancel(key, reason, by or host.who())
 
     async def fork(self, key: str, *, at: int | None = None, run_id: str | None = None) -> str:
         """Copy a run up to a step under a new id; ``resume`` the new one to drive it.

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Spent, Usage
+from harness.budget import Held, Spent, Usage
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -34,7 +34,12 @@ class CallState(msgspec.Struct, eq=False, gc=False):
         attempt: how often it was started.
         effect: the strictest effect it was ever started with.
         copied: that was in the run this one is a fork of.
-        may_run: its reconcile said that the lost start had no effect.
+        may_run: its reconcile, or a person, said that it may run though it was started before.
+        asked: how often a person was asked about it.
+        request: the question that stands, or was answered last.
+        answer: its answer, once there is one.
+        edited: the arguments a person has put in the place of the model's; they stay when it is in doubt.
+        asking: somebody is being asked in this process (never journaled).
         child: the scope it was delegated to; empty for a tool.
         closed: how that ended.
         result: its outcome, once there is one.
@@ -48,9 +53,24 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     effect: r.Effect = "read"
     copied: bool = False
     may_run: bool = False
+    asked: int = 0
+    request: r.ApprovalRequested | None = None
+    answer: r.ApprovalResolved | None = None
+    edited: str = ""
+    asking: bool = False
     child: str = ""
     closed: r.ScopeClosed | None = None
     result: r.ToolFinished | None = None
+
+    @property
+    def arguments(self) -> str:
+        """The arguments it runs with: the model's, or those a person has put in their place."""
+        return self.edited or self.call.arguments
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a person is still to answer."""
+        return self.request is not None and self.answer is None and self.result is None
 
 
 class TaskState(msgspec.Struct, eq=False):
@@ -108,8 +128,10 @@ class ScopeState:
         goal: what it was asked.
         place: what its path says.
         history: the conversation that comes before the goal; None where there is none.
-        share: its key in the run's shares.
+        share: its key in the run's charges.
         plan: the plan in force, in a scope that has one.
+        guidance: what a person has said that the model was not told yet.
+        asked, request, answer, asking: a question about the scope's plan, as for a call.
         exchange: what was said since the model was last asked for a word on the run: replies that could not be used.
         messages: what the model is shown, after the system prompt. Append-only between compactions.
         tokens: estimated tokens of ``messages``, one number for each.
@@ -129,6 +151,7 @@ class ScopeState:
         calls: the current step's tool calls, by position.
         open_calls: how many of them have no result.
         reply: the last reply.
+        reply_at: when it came, seconds since the epoch.
         reply_errors: replies in a row that could not be used.
         seen: every (tool, arguments, result) so far.
         stale: steps in a row that brought nothing new.
@@ -140,6 +163,9 @@ class ScopeState:
 
     __slots__ = (
         "agent_id",
+        "answer",
+        "asked",
+        "asking",
         "calibration",
         "calls",
         "compaction_failed",
@@ -147,6 +173,7 @@ class ScopeState:
         "failure",
         "failures",
         "goal",
+        "guidance",
         "history",
         "last_text",
         "llm",
@@ -161,7 +188,9 @@ class ScopeState:
         "place",
         "plan",
         "reply",
+        "reply_at",
         "reply_errors",
+        "request",
         "scope",
         "seen",
         "share",
@@ -183,6 +212,11 @@ class ScopeState:
         self.history: r.Continued | None = None
         self.plan: PlanState | None = None
         self.exchange: list[Message] = []
+        self.guidance: list[tuple[str, int]] = []
+        self.asked = 0
+        self.request: r.ApprovalRequested | None = None
+        self.answer: r.ApprovalResolved | None = None
+        self.asking = False
         self.begin(goal, tokens, agent_id=agent_id, strategy=strategy)
 
     def begin(self, goal: str, tokens: int, *, agent_id: str, strategy: r.StrategyName) -> None:
@@ -212,6 +246,7 @@ class ScopeState:
         self.calls: list[CallState] = []
         self.open_calls = 0
         self.reply: r.LLMFinished | None = None
+        self.reply_at = 0.0
         self.reply_errors = 0
         self.seen: set[tuple[str, str, str]] = set()
         self.stale = 0
@@ -244,6 +279,21 @@ class ScopeState:
         self.tokens.append(tokens)
         self.total_tokens += tokens
 
+    def tell(self, text: str, tokens: int, *, pinned: bool = False) -> None:
+        """Say something as a user, in one message with what was said so last: some models refuse two in a row."""
+        last = self.messages[-1]
+        if last.role != "user":
+            self.say(user(text, pinned=pinned), tokens)
+            return
+        part = Text(f"\n\n{text}")
+        if len(self.messages) == 1:
+            self.pinned.append(Message("user", (part,), pinned=True))
+            self.pinned_tokens += tokens
+        # A new list: whoever holds a view of the old one sees what it saw.
+        self.messages = [*self.messages[:-1], Message("user", (*last.parts, part), pinned=pinned or last.pinned)]
+        self.tokens[-1] += tokens
+        self.total_tokens += tokens
+
 
 class RunState:
     """What a journal means now.
@@ -252,16 +302,25 @@ class RunState:
         seq: the last record's place.
         epoch: how many drivers the run has had.
         process: where the last of them is at work.
+        driven_since: when that took the run, seconds since the epoch.
         started: its first record; None for an empty journal.
         copied: the last seq that was copied from another run; 0 for a run that is no fork.
         fingerprints, agents: the configuration it was last driven with.
         scopes: the open scopes, by path. The root is ``""``.
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
-        shares: what was used, by call site, agent and task; what a fork's copied records had used is left out.
+        charges: what each call used, by call site, agent and task; what a fork's copied records had used is left out.
+        reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
+        questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
+        allowed: for each scope of "allow for this session", the question and the answer it comes from.
+        uses: calls that each rule has allowed.
+        commands: ids of the mailbox's commands that were taken.
+        audit: the last link of the audit chain.
+        parked: why nobody drives the run, until somebody does.
         aborted: the task whose failure the run cannot go on after; empty for none.
         steps: steps of all scopes.
+        ended: nothing follows from the journal as it is: the run is over, has failed or waits for a person.
         over: the final record, if the run is over for good.
         failed: the failure it stopped with, until it is reopened.
         summarizations: compactions done.
@@ -270,7 +329,13 @@ class RunState:
     __slots__ = (
         "aborted",
         "agents",
+        "allowed",
+        "audit",
+        "charges",
+        "commands",
         "copied",
+        "driven_since",
+        "ended",
         "epoch",
         "failed",
         "fingerprints",
@@ -278,15 +343,18 @@ class RunState:
         "inherited",
         "ledger",
         "over",
+        "parked",
         "process",
+        "questions",
+        "reserved",
         "run_id",
         "scopes",
         "seq",
-        "shares",
         "spent",
         "started",
         "steps",
         "summarizations",
+        "uses",
     )
 
     def __init__(self, run_id: str) -> None:
@@ -294,6 +362,7 @@ class RunState:
         self.seq = 0
         self.epoch = 0
         self.process: r.ProcessId | None = None
+        self.driven_since = 0.0
         self.started: r.RunStarted | None = None
         self.copied = 0
         self.fingerprints: r.Fingerprints | None = None
@@ -302,8 +371,16 @@ class RunState:
         self.spent = Spent()
         self.inherited = Spent()
         self.ledger = self.spent
-        self.shares: dict[tuple[r.Site, str, str], Usage] = {}
+        self.charges: dict[tuple[r.Site, str, str], list[Usage]] = {}
+        self.reserved = Held()
         self.in_flight = 0
+        self.questions: dict[str, tuple[str, int]] = {}
+        self.allowed: dict[str, tuple[r.ApprovalRequested, r.ApprovalResolved]] = {}
+        self.uses: dict[str, int] = {}
+        self.commands: set[str] = set()
+        self.audit = ""
+        self.parked: r.RunParked | None = None
+        self.ended = False
         self.aborted = ""
         self.steps = 0
         self.over: r.RunFinished | r.RunCancelled | None = None
@@ -311,15 +388,26 @@ class RunState:
         self.summarizations = 0
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing follows from the journal as it is: the run is over, or has failed and was not reopened."""
-        return self.over is not None or self.failed is not None
-
-    @property
     def plan(self) -> PlanState | None:
         """The plan in force, in a run that has one."""
         root = self.scopes.get("")
         return root.plan if root is not None else None
+
+
+def question_of(state: RunState, approval_id: str) -> r.ApprovalRequested | None:
+    """Return an open question of a run."""
+    place = state.questions.get(approval_id)
+    if place is None or place[0] not in state.scopes:
+        return None
+    scope, index = state.scopes[place[0]], place[1]
+    asked = scope if index < 0 else scope.calls[index] if index < len(scope.calls) else None
+    return asked.request if asked is not None and asked.answer is None else None
+
+
+def open_questions(state: RunState) -> list[r.ApprovalRequested]:
+    """Return the open questions of a run, in the order they were asked."""
+    found = (question_of(state, approval_id) for approval_id in state.questions)
+    return [request for request in found if request is not None]
 
 
 def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
@@ -363,13 +451,24 @@ def _continued(state: RunState, record: r.Continued, _at: float) -> None:
     root.begin(root.goal, root.tokens[-1], agent_id=root.agent_id, strategy=root.strategy)
 
 
-def _driver_started(state: RunState, record: r.DriverStarted, _at: float) -> None:
+def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None:
     state.epoch = record.epoch
     state.process = record.process
+    state.driven_since = at
     state.in_flight = 0
+    state.parked = None
+    state.ended = state.failed is not None
+    state.reserved = Held()
     for scope in state.scopes.values():
+        if (cut := scope.llm) is not None and cut.reserved.input_tokens:
+            # Its process is dead, and what the provider made of it is not known: the worst is assumed.
+            _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
         scope.llm = None
-        scope.pausing = scope.waited = False
+        scope.pausing = scope.waited = scope.asking = False
+        for call in scope.calls:
+            call.asking = False
+        if scope.guidance and scope.strategy == "react" and scope.phase == "model":
+            _guide(scope)  # it came while the model was asked, and that call was cut
 
 
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
@@ -387,12 +486,14 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
     scope = state.scopes[record.scope]
     strategy: r.StrategyName = "pick" if scope.strategy == "pick" else "react"
     scope.begin(scope.goal, record.tokens, agent_id=record.agent_id, strategy=strategy)
+    _guide(scope)
 
 
 def _planned(state: RunState, record: r.Planned, _at: float) -> None:
     scope = state.scopes[record.scope]
     tasks = {task.id: TaskState(task) for task in record.tasks}
-    scope.plan = PlanState(tasks, record.rationale)
+    begun = scope.plan.begun if scope.plan is not None else {}
+    scope.plan = PlanState(tasks, record.rationale, begun)
     _settled(scope)
 
 
@@ -407,6 +508,8 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
     plan.rationale = record.rationale
     plan.replans = record.count
+    if not record.trigger_task:
+        plan.replans_base += 1  # a person's correction is none of the replans that are limited
     _settled(scope)
 
 
@@ -481,6 +584,10 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
         scope.failures = 0
     state.ledger.llm_calls += 1
     state.in_flight += 1
+    held, wanted = state.reserved, record.reserved
+    held.input_tokens += wanted.input_tokens
+    held.output_tokens += wanted.output_tokens
+    held.cost_microusd += wanted.cost_microusd
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -490,20 +597,22 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     _llm_ended(state, scope)
     scope.failure = record
     scope.failures += 1
+    if scope.guidance and scope.strategy == "react":
+        _guide(scope)
     if record.purpose == "compaction" and not record.transient:
         scope.compaction_failed = True
     spent = state.ledger
     _clock(spent, record.clock_s)
     if record.usage != _NO_USAGE:
-        _charge(state, scope, record.purpose, record.usage)
+        _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
 
-def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
+def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     scope = state.scopes[record.scope]
     started = _llm_ended(state, scope)
     scope.failure = None
     scope.failures = 0
-    _charge(state, scope, record.purpose, record.usage)
+    _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
     _clock(state.ledger, record.clock_s)
     if record.purpose == "compaction":
         state.summarizations += 1
@@ -511,9 +620,11 @@ def _llm_finished(state: RunState, record: r.LLMFinished, _at: float) -> None:
         if started is not None:
             text = "".join(part.text for part in record.parts if isinstance(part, Text))
             _compact(scope, started.upto, text, record.tokens)
+        _guide(scope)
         return
     scope.step = record.step
     scope.reply = record
+    scope.reply_at = at
     if record.purpose != "step":
         scope.phase = "replied"
         return
@@ -534,16 +645,26 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
     started, scope.llm = scope.llm, None
     if started is not None:
         state.in_flight -= 1
+        held, had = state.reserved, started.reserved
+        held.input_tokens -= had.input_tokens
+        held.output_tokens -= had.output_tokens
+        held.cost_microusd -= had.cost_microusd
     return started
 
 
-def _charge(state: RunState, scope: ScopeState, purpose: r.LLMPurpose, usage: Usage) -> None:
+def _charge(
+    state: RunState, scope: ScopeState, purpose: r.LLMPurpose, usage: Usage, *, estimated: bool = False
+) -> None:
     spent = state.ledger
     spent.usage = spent.usage + usage
+    spent.estimated += estimated
     if spent is state.spent:
         key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
-        before = state.shares.get(key)
-        state.shares[key] = usage if before is None else before + usage
+        charges = state.charges.get(key)
+        if charges is None:
+            state.charges[key] = [usage]
+        else:
+            charges.append(usage)
 
 
 def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
@@ -575,6 +696,8 @@ def _reply(scope: ScopeState, record: r.LLMFinished) -> None:
     else:
         scope.say(Message("assistant", record.parts), record.tokens)
         scope.phase = "answered"
+        if scope.guidance:  # a person has spoken meanwhile: what looks like the end is not
+            _guide(scope)
 
 
 def _summary_part(summary: str) -> Text:
@@ -615,9 +738,13 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     call.attempt = record.attempt
     call.copied = state.ledger is state.inherited
     call.may_run = False
+    if call.request is not None and call.request.kind == "in_doubt":
+        call.request = call.answer = None  # that yes was for this start; a start that is lost again is asked about anew
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect
     state.ledger.tool_calls += 1
+    for rule in record.rules:
+        state.uses[rule] = state.uses.get(rule, 0) + 1
 
 
 def _tool_not_done(state: RunState, record: r.ToolNotDone, _at: float) -> None:
@@ -664,6 +791,87 @@ def _step_done(scope: ScopeState) -> None:
     scope.calls = []
     scope.noted = False
     scope.phase = "model"
+    _guide(scope)
+
+
+def _guide(scope: ScopeState) -> None:
+    """Tell the model what a person has said. It is never summarised away."""
+    for text, tokens in scope.guidance:
+        scope.tell(f"Human guidance: {text}", tokens, pinned=True)
+        scope.phase = "model"
+    scope.guidance = []
+
+
+def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    asked = _about(scope, record)
+    if type(asked) is CallState and record.kind == "tool":
+        asked.edited = ""
+    asked.asked += 1
+    asked.request = record
+    asked.answer = None
+    asked.asking = False
+    state.questions[record.approval_id] = (record.scope, record.index)
+
+
+def _about(scope: ScopeState, record: r.ApprovalRequested | r.ApprovalVoided) -> CallState | ScopeState:
+    return scope.calls[record.index] if record.index >= 0 else scope
+
+
+def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    asked = scope.calls[record.index] if record.index >= 0 else scope
+    asked.answer = record
+    asked.asking = False
+    state.questions.pop(record.approval_id, None)
+    if record.command_id:
+        state.commands.add(record.command_id)
+    request = asked.request
+    if request is None:
+        return
+    if record.decision == "edit" and request.kind == "tool" and type(asked) is CallState:
+        asked.edited = record.arguments
+    if record.decision == "session":
+        for covered in request.session:
+            state.allowed[covered] = (request, record)
+    elif record.decision == "steer" and request.kind != "in_doubt":
+        scope.guidance.append((record.text, record.tokens))
+
+
+def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> None:
+    asked = _about(state.scopes[record.scope], record)
+    if type(asked) is CallState and asked.request is not None and asked.request.kind == "tool":
+        asked.edited = ""
+    asked.request = None
+    asked.answer = None
+    asked.asking = False
+    state.questions.pop(record.approval_id, None)
+    state.allowed = {scope: by for scope, by in state.allowed.items() if by[0].approval_id != record.approval_id}
+
+
+def _guided(state: RunState, record: r.Guided, _at: float) -> None:
+    if record.command_id:
+        state.commands.add(record.command_id)
+    for path in record.scopes:
+        scope = state.scopes.get(path)
+        if scope is None:
+            continue
+        scope.guidance.append((record.text, record.tokens))
+        if scope.strategy == "react" and scope.phase in ("model", "answered", "bad_reply") and scope.llm is None:
+            _guide(scope)
+
+
+def _command_refused(state: RunState, record: r.CommandRefused, _at: float) -> None:
+    state.commands.add(record.command_id)
+
+
+def _audited(state: RunState, record: r.Audited, _at: float) -> None:
+    state.audit = record.mac
+
+
+def _run_parked(state: RunState, record: r.RunParked, _at: float) -> None:
+    state.parked = record
+    state.ended = True
 
 
 def _noted(state: RunState, record: r.Noted, _at: float) -> None:
@@ -677,21 +885,28 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
         scope.reply_errors += 1
         scope.phase = "model"
     else:
-        scope.say(user(record.text), record.tokens)
+        scope.tell(record.text, record.tokens)
         scope.noted = True
         scope.phase = "model"
+        _guide(scope)
 
 
 def _run_over(state: RunState, record: r.RunFinished | r.RunCancelled, _at: float) -> None:
     state.over = record
+    state.ended = True
+    state.parked = None
+    if isinstance(record, r.RunCancelled) and record.command_id:
+        state.commands.add(record.command_id)
 
 
 def _run_failed(state: RunState, record: r.RunFailed, _at: float) -> None:
     state.failed = record
+    state.ended = True
 
 
 def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
     state.failed = None
+    state.ended = state.parked is not None
     state.aborted = ""
     for scope in state.scopes.values():
         scope.step_base = scope.step
@@ -704,6 +919,7 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
             scope.phase = "model"
         if scope.plan is not None:
             _reopen(scope.plan)
+            scope.request = scope.answer = None
 
 
 def _reopen(plan: PlanState) -> None:
@@ -741,6 +957,13 @@ _APPLY = cast(
         r.ToolNotDone: _tool_not_done,
         r.ToolFinished: _tool_finished,
         r.Noted: _noted,
+        r.ApprovalRequested: _approval_requested,
+        r.ApprovalResolved: _approval_resolved,
+        r.ApprovalVoided: _approval_voided,
+        r.Guided: _guided,
+        r.CommandRefused: _command_refused,
+        r.Audited: _audited,
+        r.RunParked: _run_parked,
         r.Dropped: _dropped,
         r.RunFinished: _run_over,
         r.RunCancelled: _run_over,

@@ -13,7 +13,7 @@ import time
 from collections import deque
 
 from harness.errors import ConfigError
-from harness.events import Discarded, Event, Progress, Projection, Token
+from harness.events import SHOWN, Discarded, Event, Progress, Projection, Token
 from harness.records import Entry, Record
 
 MAX_BACKLOG = 64
@@ -114,8 +114,10 @@ class Viewer:
         if self._backlog:
             until = min(until, self._backlog[0][0])
         entries = self._log.entries[self._cursor : until]
+        ready, show = self.ready, self._projection.events
         for entry in entries:
-            self.ready += self._projection.events(entry)
+            if type(entry.record) in SHOWN:
+                ready += show(entry)
         self._cursor += len(entries)
 
     async def _something_new(self) -> None:
@@ -165,8 +167,9 @@ class RunLog:
 
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
-        run_id, seq = self.run_id, len(self.entries)
-        self.entries += [Entry(run_id, seq := seq + 1, at, record) for record in records]
+        entries, run_id = self.entries, self.run_id
+        for record in records:
+            entries.append(Entry(run_id, len(entries) + 1, at, record))
         for viewer in self._viewers:
             viewer.wake()
 

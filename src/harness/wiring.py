@@ -9,17 +9,22 @@ from typing import get_args
 
 import msgspec
 
+from harness import host
 from harness.agent import AgentConfig
-from harness.budget import GuardrailConfig
+from harness.approval import Seal
+from harness.budget import GuardrailConfig, Price
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
+from harness.hitl.base import Approver
+from harness.hitl.gate import gate_of
 from harness.llm import as_llm
-from harness.llm.base import LLM
+from harness.llm.base import LLM, PricesCalls
 from harness.perform import Workbench
 from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
 from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
 from harness.strategies.base import Member, RunConfig
 from harness.stream import RunLog
+from harness.tools import definition_hash
 from harness.tools.base import Tool
 from harness.tools.delegate import DelegateTool
 from harness.working_memory import TokenCounter, chars_over_four
@@ -28,6 +33,48 @@ logger = logging.getLogger("harness")
 
 COORDINATOR = ""
 """Stands for the run itself where an agent's id is asked for: who classifies, routes, plans and synthesises."""
+
+
+class People:
+    """Who is asked, about what, and how answers are signed.
+
+    Args:
+        approver: who is asked; None where nobody is here, and the run parks.
+        policy: the rules; None lets everything run that ``hitl_tools`` does not name.
+        approve_plans: whether a plan waits for a yes.
+        answer_within_s: seconds a question stands; None for ever.
+
+    Raises:
+        ConfigError: ``answer_within_s`` is no number of seconds.
+    """
+
+    def __init__(
+        self,
+        approver: Approver | None = None,
+        policy: object = None,
+        *,
+        approve_plans: bool = False,
+        answer_within_s: float | None = None,
+    ) -> None:
+        if answer_within_s is not None and not answer_within_s > 0:
+            raise ConfigError(f"answer_within_s must be more than 0 seconds, not {answer_within_s!r}")
+        self.approver = approver
+        self.policy = policy
+        self.approve_plans = approve_plans
+        self.answer_within_s = answer_within_s
+        self._seal: Seal | None = None
+
+    @property
+    def are_here(self) -> bool:
+        """Whether somebody can be asked right now."""
+        return self.approver is not None
+
+    @property
+    def seal(self) -> Seal:
+        """What signs and checks answers; the key is read, or made, when it is first needed."""
+        if self._seal is None:
+            self._seal = Seal(host.approval_key())
+        return self._seal
 
 
 class Wiring:
@@ -48,6 +95,7 @@ class Wiring:
         llms: Mapping[LLMPurpose, LLM],
         limits: GuardrailConfig,
         team: Mapping[str, Member],
+        people: People,
         deps: object,
     ) -> None:
         self.agent = agent
@@ -58,7 +106,25 @@ class Wiring:
         specs = {name: tool.spec for name, tool in tools.items()}
         count = counter_of(agent)
         overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
-        self.config = RunConfig(agent, specs, limits, overhead, count, team)
+        gate = gate_of(agent, specs, people.policy, limits.max_total_cost_usd)
+        gated = gate is not None or people.are_here or people.approve_plans
+        self.config = RunConfig(
+            agent,
+            specs,
+            limits,
+            overhead,
+            count,
+            team,
+            gate,
+            # Where nothing is gated a question may still be open: one that was asked where somebody was to be asked.
+            people.seal if gated else Seal(host.approval_key),
+            {name: definition_hash(spec) for name, spec in specs.items()},
+            people.are_here,
+            people.approve_plans,
+            people.answer_within_s,
+            price_of(llm),
+            {purpose: price_of(other) for purpose, other in llms.items()},
+        )
         self.fingerprints = fingerprints(agent, specs, llm)
 
     def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
@@ -77,10 +143,11 @@ class Wirings:
         llm: the model of agents that have none of their own.
         llm_by_site: models for call sites that are to have one of their own.
         limits: the runs' limits.
+        people: who is asked.
         deps: the user's own object, for tools.
 
     Attributes:
-        limits: the same.
+        limits, people: the same.
 
     Raises:
         ConfigError: ``llm_by_site`` names an unknown site, or an object is no model.
@@ -94,6 +161,7 @@ class Wirings:
         llm: object,
         llm_by_site: Mapping[Site, object],
         limits: GuardrailConfig,
+        people: People,
         deps: object,
     ) -> None:
         self._agents = agents
@@ -101,6 +169,7 @@ class Wirings:
         self._llm = as_llm(llm)
         self._llms = _by_purpose(llm_by_site)
         self.limits = limits
+        self.people = people
         self._deps = deps
         self._made: dict[tuple[str, int, int], Wiring] = {}
 
@@ -135,6 +204,14 @@ class Wirings:
         agents = [*self.others(agent_id)] + ([agent_id] if agent_id != COORDINATOR else [])
         return max(1, min((self._agents.get(agent).checkpoint_every for agent in agents), default=1))
 
+    def seal_of(self, agent_id: str) -> Seal | None:
+        """Return what signs answers in a run; None where nothing in it is gated."""
+        agents = {agent_id, *self.others(agent_id)}
+        gated = self.people.are_here or (agent_id == COORDINATOR and self.people.approve_plans)
+        if gated or any(self.of(agent).config.gate is not None for agent in agents):
+            return self.people.seal
+        return None
+
     def _of_agent(self, agent: AgentConfig) -> Wiring:
         tools = self._tools.of_agent(agent)
         team: dict[str, Member] = {}
@@ -150,9 +227,19 @@ class Wirings:
                 self._agents.register(given)
             team[other] = self._member(self._agents.get(other))
         llm = self._llm if agent.llm is None else as_llm(agent.llm)
+        return self._wire(agent, tools, llm, team)
+
+    def _wire(self, agent: AgentConfig, tools: Mapping[str, Tool], llm: LLM, team: Mapping[str, Member]) -> Wiring:
         return Wiring(
-            agent, tools, llm=llm, llms=self._llms, limits=self.limits, team=team, deps=self._deps
-        )  # fmt: skip
+            agent,
+            tools,
+            llm=llm,
+            llms=self._llms,
+            limits=self.limits,
+            team=team,
+            people=self.people,
+            deps=self._deps,
+        )
 
     def _coordinator(self) -> Wiring:
         ids = self._agents.all_ids()
@@ -160,9 +247,7 @@ class Wirings:
             raise ConfigError("no agent is registered: give the runtime agents=[AgentConfig(...)]")
         team = {agent_id: self._member(self.of(agent_id).agent) for agent_id in ids}
         agent = AgentConfig("coordinator", confidence_from_llm=False)
-        wiring = Wiring(
-            agent, {}, llm=self._llm, llms=self._llms, limits=self.limits, team=team, deps=self._deps
-        )  # fmt: skip
+        wiring = self._wire(agent, {}, self._llm, team)
         others = [f"{SITE_OF[purpose]} {llm.provider}:{llm.name}" for purpose, llm in self._llms.items()]
         told = "; ".join([wiring.fingerprints.llm, *others])
         wiring.fingerprints = msgspec.structs.replace(wiring.fingerprints, llm=told)
@@ -178,6 +263,11 @@ def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:
         if site not in known:
             raise ConfigError(f"llm_by_site names an unknown call site {site!r}{nearest(site, known)}")
     return {purpose: as_llm(llm_by_site[site]) for purpose, site in SITE_OF.items() if site in llm_by_site}
+
+
+def price_of(llm: LLM) -> Price | None:
+    """Return what prices a model's calls; None where the model cannot say."""
+    return llm.price if isinstance(llm, PricesCalls) else None
 
 
 def counter_of(agent: AgentConfig) -> TokenCounter:

@@ -94,6 +94,8 @@ def test_the_documented_file_is_right_and_every_key_is_named() -> None:
     for model in (data.llm, data.agents["sre"], data.budget):
         for key in type(model).model_fields:
             assert f"`{key}`" in page, key
+    for key in type(data).model_fields:
+        assert f"`{key}`" in page or f"`[{key}" in page, key
 
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:

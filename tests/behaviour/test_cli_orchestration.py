@@ -671,7 +671,7 @@ def test_the_tree_of_a_plan_while_it_runs_and_at_its_end(model: Model, project: 
 def test_show_draws_who_worked_when(model: Model, command: Command) -> None:
     command("run", "Why?", "--run-id", "chart")
     terminal = Terminal("show", "chart")
-    assert terminal.end() == 0
+    assert terminal.end() == 0, terminal.text
     assert re.search(r"^  ✔ logs +sre +\+\d\.\d s +\d\.\d s +15 +unpriced  ─*━+─*$", terminal.text, re.MULTILINE)
 
 

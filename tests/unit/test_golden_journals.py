@@ -7,10 +7,13 @@ from typing import get_args
 
 import pytest
 
+from harness.approval import Seal, broken_links
 from harness.records import Entry, Record, RunCancelled, RunFinished, decode, encode
 from harness.state import RunState, fold
 
 GOLDEN = Path(__file__).parent / "golden"
+KEY = b"golden-key-golden-key-golden-key-"
+"""What the answers in them were signed with."""
 
 
 def read(name: str) -> list[Record]:
@@ -51,7 +54,10 @@ def test_a_plan_that_was_replaced_with_work_that_was_delegated() -> None:
     )
     assert state.plan.replans == 1
     assert list(state.scopes) == [""]
-    assert sum(usage.cost_microusd for usage in state.shares.values()) == state.spent.usage.cost_microusd
+    assert (
+        sum(usage.cost_microusd for charges in state.charges.values() for usage in charges)
+        == state.spent.usage.cost_microusd
+    )
 
 
 def test_a_conversation_that_was_routed() -> None:
@@ -68,6 +74,32 @@ def test_a_task_that_was_skipped() -> None:
     assert {task_id: task.status for task_id, task in state.plan.tasks.items()} == {
         "a": "ended", "b": "skipped", "c": "ended"
     }  # fmt: skip
+
+
+def test_a_run_that_was_parked_answered_steered_and_held_by_rules() -> None:
+    records = read("v3-approvals.json")
+    state = meaning(records)
+    assert isinstance(state.over, RunFinished)
+    assert state.over.answer == "All was done that may be done."
+    assert (state.epoch, state.questions, list(state.allowed), state.uses) == (3, {}, ["pay"], {"reads": 1})
+    assert len(state.commands) == 6
+    messages = state.scopes[""].messages
+    assert [message.role for message in messages] == [
+        "user", "assistant", "tool", "user", "assistant", "tool", "assistant"
+    ]  # fmt: skip
+    assert messages[3].text == "Human guidance: Be quick.\n\nHuman guidance: Pay no more than 5."
+    assert broken_links(records, Seal(KEY)) == []
+
+
+def test_a_plan_that_was_rejected_asked_about_anew_and_ended() -> None:
+    records = read("v3-plan.json")
+    parked = meaning(records[:-1])
+    assert parked.parked is not None
+    assert parked.parked.waiting == tuple(parked.questions)
+    state = meaning(records)
+    assert isinstance(state.over, RunCancelled)
+    assert (state.over.reason, state.steps, state.plan is not None) == ("never mind", 0, True)
+    assert broken_links(records, Seal(KEY)) == []
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.iterdir()))

@@ -42,7 +42,7 @@ from harness.records import (
 )
 from harness.result import result_of
 from harness.state import RunState, apply, fold
-from harness.strategies.base import Member, Pause, RunConfig, Strategy
+from harness.strategies.base import Member, Pause, RunConfig, Strategy, Wait
 from harness.strategies.dispatch import dispatch, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -201,6 +201,8 @@ class World:
                     scope.waited = True
                     touched.append(path)
                     continue
+                if isinstance(step, Wait):
+                    continue  # every scope is asked again at the next outcome
                 self.note(step)
                 if isinstance(step, (LLMStarted, ToolStarted)):
                     self.open.append(step)

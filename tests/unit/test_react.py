@@ -35,7 +35,7 @@ from harness.records import (
     encode,
 )
 from harness.state import RunState, apply, fold
-from harness.strategies.base import Pause, RunConfig
+from harness.strategies.base import Pause, RunConfig, Wait
 from harness.strategies.react import react
 from harness.tools.base import ToolSpec
 from harness.working_memory import cap, is_over
@@ -77,11 +77,11 @@ class World:
             for step in steps:
                 if isinstance(step, Pause):
                     self.state.scopes[""].waited = True
-                else:
+                elif not isinstance(step, Wait):
                     self.note(step)
                     if isinstance(step, (LLMStarted, ToolStarted)):
                         self.open.append(step)
-            if all(isinstance(step, (LLMStarted, ToolStarted)) for step in steps):
+            if all(isinstance(step, (LLMStarted, ToolStarted, Wait)) for step in steps):
                 return
 
     def outcome(self, start: Record) -> None:

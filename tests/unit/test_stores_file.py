@@ -21,10 +21,11 @@ from pathlib import Path
 import pytest
 
 from harness.budget import Spent
-from harness.checkpoint import FileCheckpointStore, Owner
+from harness.checkpoint import FileCheckpointStore, Owner, RunQuery
 from harness.checkpoint.base import this_process
 from harness.errors import CheckpointCorrupt, CheckpointError, OwnershipLost, RecordTooNew
-from harness.records import Record, Reopened, RunCancelled, RunFailed, RunFinished
+from harness.mailbox import Guidance
+from harness.records import Record, Reopened, RunCancelled, RunFailed, RunFinished, RunParked
 from harness.testing.store_contract import journal, noted, started, summaries
 
 
@@ -374,7 +375,8 @@ async def test_purging_deletes_what_is_over_and_old(folder: Path) -> None:
         await write_run(folder, "cancelled", last=RunCancelled("enough", 1, Spent())),
     ]
     recent = await write_run(folder, "recent", last=RunFinished("42", 1.0, 1, Spent()))
-    waiting = await write_run(folder, "waiting")
+    left = await write_run(folder, "left")
+    waiting = await write_run(folder, "waiting", last=RunParked(("q1",), 1, Spent()))
     reopened = await write_run(folder, "reopened", last=Reopened("again"))
     driven = await write_run(folder, "driven", last=RunFailed("llm", "down", 1, Spent()))
     damaged = await write_run(folder, "damaged", last=RunFinished("42", 1.0, 1, Spent()))
@@ -383,12 +385,16 @@ async def test_purging_deletes_what_is_over_and_old(folder: Path) -> None:
     store = FileCheckpointStore(folder)
     await store.claim("driven", this_process())
     eight_days_ago = time.time() - 8 * 86_400
-    for path in [*over, waiting, reopened, driven, damaged]:
+    await store.post("waiting", Guidance("Go on.", "ann"))
+    await store.post("failed", Guidance("Try again.", "ann"))
+    for path in [*over, left, waiting, reopened, driven, damaged]:
         os.utime(path, (eight_days_ago, eight_days_ago))
 
     assert FileCheckpointStore.purge_old(days=9, checkpoint_dir=folder) == 0
     assert FileCheckpointStore.purge_old(checkpoint_dir=folder) == 3
-    assert set(folder.glob("*.jsonl")) == {recent, waiting, reopened, driven, damaged}
+    assert set(folder.glob("*.jsonl")) == {recent, left, waiting, reopened, driven, damaged}
     assert list(folder.glob("*.blobs")) == []
+    assert list(folder.glob("*.mail")) == [waiting.with_suffix(".mail")]
+    assert [run.status for run in await summaries(store, RunQuery(status="waiting"))] == ["waiting"]
     assert FileCheckpointStore.purge_old(checkpoint_dir=folder / "nowhere") == 0
     await store.close()

@@ -21,11 +21,16 @@ import apsw
 import msgspec
 import pytest
 
-from harness.checkpoint import RunQuery, SQLiteCheckpointStore
+import harness
+from harness.checkpoint import FileCheckpointStore, RunQuery, SQLiteCheckpointStore
 from harness.checkpoint.base import this_process
 from harness.checkpoint.local import file_system
 from harness.errors import CheckpointCorrupt, CheckpointError, OwnershipLost, RecordTooNew, StoreBusy
+from harness.mailbox import Cancel, Guidance
+from harness.records import encode
 from harness.testing.store_contract import journal, noted, started, summaries
+
+LIBRARY = str(Path(harness.__file__).parent.parent)
 
 
 @pytest.fixture
@@ -423,4 +428,108 @@ async def test_an_owner_in_another_container_is_replaced_only_when_its_lease_is_
         await store.claim("held", this_process())
     await store.claim("over", elsewhere, lease_s=0)
     assert (await store.claim("over", this_process())).process == this_process()
+    await store.close()
+
+
+WITHOUT_MAILBOXES = """
+CREATE TABLE run (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id TEXT NOT NULL UNIQUE,
+    goal TEXT, agent_id TEXT, origin BLOB, status TEXT, started_at REAL
+) STRICT;
+CREATE TABLE owner (
+    token INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id TEXT NOT NULL UNIQUE,
+    run INTEGER NOT NULL,
+    process BLOB NOT NULL,
+    lease_until REAL NOT NULL
+) STRICT;
+CREATE TABLE journal (position INTEGER PRIMARY KEY, at REAL NOT NULL, records BLOB NOT NULL) STRICT;
+CREATE TABLE blob (run INTEGER NOT NULL, digest TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (run, digest)) STRICT;
+PRAGMA application_id = 0x72616831;
+PRAGMA user_version = 1;
+"""
+"""What the first release made."""
+
+
+def write_old_file(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True)
+    with sqlite(path) as connection:
+        connection.pragma("page_size", 2048)
+        connection.pragma("journal_mode", "wal")
+        connection.execute(WITHOUT_MAILBOXES)
+        connection.execute(
+            "INSERT INTO run (run_id, goal, agent_id, status, started_at) VALUES ('old', 'count', 'clerk', ?, 1.0)",
+            ("interrupted",),
+        )
+        connection.execute("INSERT INTO journal VALUES ((1 << 32) + 2, 1.0, ?)", (encode([started(), noted(1)]),))
+    path.chmod(0o600)
+
+
+async def test_a_file_of_a_release_without_mailboxes_gets_one(path: Path) -> None:
+    write_old_file(path)
+    store = SQLiteCheckpointStore(path)
+    assert await store.inbox("old") == []
+    mail = await store.post("old", Cancel("enough", "ann"))
+    assert await store.inbox("old") == [mail]
+    assert [entry.record for entry in await journal(store, "old")] == [started(), noted(1)]
+    await store.close()
+    again = SQLiteCheckpointStore(path)
+    assert await again.inbox("old") == [mail]
+    owner = await again.claim("old", this_process())
+    await again.append("old", 2, [noted(2)], owner=owner)
+    await again.close()
+    with sqlite(path) as connection:
+        assert connection.pragma("user_version") == 1, "the older release still opens it"
+
+
+POST = """
+import asyncio, sys
+from harness.checkpoint import FileCheckpointStore, SQLiteCheckpointStore
+from harness.mailbox import Guidance
+
+async def main():
+    kind, path, who = sys.argv[1:]
+    store = (SQLiteCheckpointStore if kind == "sqlite" else FileCheckpointStore)(path)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(40):
+        mail = await store.post("run", Guidance(str(number), who))
+        print(mail.id, flush=True)
+    await store.close()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "file"])
+async def test_two_processes_post_at_once_to_a_run_that_is_owned(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "runs"
+    store = (SQLiteCheckpointStore if kind == "sqlite" else FileCheckpointStore)(path)
+    owner = await store.claim("run", this_process())
+    await store.append("run", 0, [started()], owner=owner)
+    people = [
+        subprocess.Popen(
+            [sys.executable, "-c", POST, kind, str(path), who],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": LIBRARY},
+        )
+        for who in ("ann", "bob")
+    ]  # fmt: skip
+    for process in people:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in people:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    for number in range(20):
+        await store.append("run", 1 + number, [noted(number)], owner=owner)
+    posted = [process.communicate()[0].split() for process in people]
+    assert [process.returncode for process in people] == [0, 0]
+    found = await store.inbox("run")
+    assert len(found) == 80
+    for who, ids in zip(("ann", "bob"), posted, strict=True):
+        mine = [mail for mail in found if isinstance(mail.command, Guidance) and mail.command.by == who]
+        assert [mail.id for mail in mine] == ids, "in the order they were posted"
+        assert [mail.command for mail in mine] == [Guidance(str(number), who) for number in range(40)]
+    assert len(await journal(store, "run")) == 21
     await store.close()

@@ -16,6 +16,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
+from harness.mailbox import Command, Mail
 from harness.records import (
     DriverStarted,
     Entry,
@@ -26,11 +27,13 @@ from harness.records import (
     RunCancelled,
     RunFailed,
     RunFinished,
+    RunParked,
     RunStarted,
 )
 
-RunStatus: TypeAlias = Literal["running", "interrupted", "finished", "failed", "cancelled"]
-"""``running``: a live process drives it. ``interrupted``: nobody does, and it can be resumed."""
+RunStatus: TypeAlias = Literal["running", "interrupted", "waiting", "finished", "failed", "cancelled"]
+"""``running``: a live process drives it. ``interrupted``: nobody does, and it can be resumed. ``waiting``: nobody does,
+and it can go on when a person has answered."""
 
 LEASE_S = 30.0
 """Seconds a live owner may be silent before another may take the run."""
@@ -92,7 +95,7 @@ class RunSummary(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class CheckpointStore(Protocol):
-    """Append-only journals under run ids, who owns them, and the large values they point to.
+    """Append-only journals under run ids, who owns them, the large values they point to, and a mailbox for each run.
 
     Every method that touches a disk or a network may raise CheckpointError; a refused append has written nothing.
     A store whose runs do not outlive the process says so with an attribute ``durable = False``.
@@ -156,6 +159,25 @@ class CheckpointStore(Protocol):
         """
         ...
 
+    async def post(self, run_id: str, command: Command, /) -> Mail:
+        """Put a command into a run's mailbox, durable on return; anybody may, whoever owns the run.
+
+        Returns:
+            The command with the id it got and when the store received it.
+
+        Raises:
+            RunNotFound: there is no such run.
+        """
+        ...
+
+    async def inbox(self, run_id: str, /) -> list[Mail]:
+        """Return what is in a run's mailbox, in the order it was received."""
+        ...
+
+    async def discard_mail(self, run_id: str, ids: Sequence[str], /) -> None:
+        """Remove commands that were taken; unknown ids are passed over."""
+        ...
+
     async def close(self) -> None:
         """Close files and connections. Using the store again opens them anew."""
         ...
@@ -168,6 +190,7 @@ _STATUS: dict[type[Record], RunStatus] = {
     Reopened: "interrupted",
     RunFinished: "finished",
     RunFailed: "failed",
+    RunParked: "waiting",
     RunCancelled: "cancelled",
 }
 

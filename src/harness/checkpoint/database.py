@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -32,8 +33,10 @@ from harness.errors import (
     InternalError,
     OwnershipLost,
     RecordTooNew,
+    RunNotFound,
     StoreBusy,
 )
+from harness.mailbox import Command, Mail, decode_command, encode_command
 from harness.records import Origin, ProcessId, Record, RunStarted, encode
 
 Value: TypeAlias = int | float | str | bytes | None
@@ -70,6 +73,14 @@ CREATE TABLE journal (position INTEGER PRIMARY KEY, at REAL NOT NULL, records BL
 CREATE TABLE blob (run INTEGER NOT NULL, digest TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (run, digest)) STRICT;
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
+"""
+
+# Apart from the schema, so that a file of a release without mailboxes gets one and stays readable for it.
+_MAILBOX = """
+CREATE TABLE IF NOT EXISTS mail (
+    id TEXT PRIMARY KEY, run_id TEXT NOT NULL, received_at REAL NOT NULL, command BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS mail_of_run ON mail (run_id, received_at);
 """
 
 _SEQ = 0xFFFFFFFF
@@ -176,6 +187,8 @@ class Database:
             with self._transaction():
                 if self._is_new():  # still: another process may have been quicker
                     self._run(_SCHEMA)
+        if self._one("SELECT 1 FROM sqlite_schema WHERE name = 'mail'") is None:
+            self._run(_MAILBOX)
         self._db.set_wal_hook(self._log)
 
     @contextlib.contextmanager
@@ -353,6 +366,7 @@ class Database:
             self._run("DELETE FROM journal WHERE position > ? AND position < ?", (number << 32, (number + 1) << 32))
             existed = self._db.changes() > 0
             self._run("DELETE FROM blob WHERE run = ?", (number,))
+            self._run("DELETE FROM mail WHERE run_id = ?", (run_id,))
             self._run("DELETE FROM owner WHERE run_id = ?", (run_id,))
             self._run("DELETE FROM run WHERE number = ?", (number,))
             return existed
@@ -373,6 +387,32 @@ class Database:
         if row is None:
             raise CheckpointError(f"run {run_id!r} keeps no value under the digest {digest!r}")
         return cast("bytes", row[0])
+
+    def post(self, run_id: str, command: Command) -> Mail:
+        """Keep a command for whoever drives the run."""
+        mail = Mail(secrets.token_hex(8), time.time(), command)
+        self._run(
+            "INSERT INTO mail SELECT ?, run_id, ?, ? FROM run WHERE run_id = ? AND status IS NOT NULL",
+            (mail.id, mail.received_at, encode_command(command), run_id),
+        )
+        if self._db.changes() == 0:
+            raise RunNotFound(run_id)
+        return mail
+
+    def inbox(self, run_id: str) -> list[Mail]:
+        """Return a run's commands in the order they were received."""
+        rows = self._run("SELECT id, received_at, command FROM mail WHERE run_id = ? ORDER BY received_at", (run_id,))
+        where = f"the mailbox of run {run_id!r} in {str(self.path)!r}"
+        return [
+            Mail(cast("str", row[0]), cast("float", row[1]), decode_command(cast("bytes", row[2]), where=where))
+            for row in rows
+        ]
+
+    def discard_mail(self, run_id: str, ids: Sequence[str]) -> None:
+        """Forget commands of a run."""
+        with self._transaction():
+            for mail_id in ids:
+                self._run("DELETE FROM mail WHERE id = ? AND run_id = ?", (mail_id, run_id))
 
     def is_checkpoint_due(self) -> bool:
         """Say whether the write-ahead log is long enough to be copied into the database."""

@@ -38,8 +38,9 @@ from harness.checkpoint.base import (
     lease_clock,
 )
 from harness.checkpoint.lines import FORMAT_VERSION, Line, format_line, last_line, read_lines
-from harness.checkpoint.local import create_private_file, private_folder, sync_folder
-from harness.errors import CheckpointConflict, CheckpointCorrupt, CheckpointError, OwnershipLost
+from harness.checkpoint.local import create_private_file, private_folder, sync_folder, write_private_file
+from harness.errors import CheckpointConflict, CheckpointCorrupt, CheckpointError, OwnershipLost, RunNotFound
+from harness.mailbox import Command, Mail, decode_command, encode_command
 from harness.records import Entry, ProcessId, Record, RunStarted, decode, encode
 
 T = TypeVar("T")
@@ -165,6 +166,18 @@ class FileCheckpointStore:
     async def release(self, owner: Owner, /) -> None:
         """Give the run up."""
         await self._call(self._release, owner)
+
+    async def post(self, run_id: str, command: Command, /) -> Mail:
+        """Put a command into a run's mailbox. See ``CheckpointStore.post``."""
+        return await self._call(self._post, run_id, command)
+
+    async def inbox(self, run_id: str, /) -> list[Mail]:
+        """Return what is in a run's mailbox."""
+        return await self._call(self._inbox, run_id)
+
+    async def discard_mail(self, run_id: str, ids: Sequence[str], /) -> None:
+        """Remove commands that were taken."""
+        await self._call(self._discard_mail, run_id, ids)
 
     async def put_blob(self, run_id: str, data: bytes, /) -> str:
         """Keep a large value of a run, durable on return. Returns its digest."""
@@ -302,21 +315,32 @@ class FileCheckpointStore:
         digest = hashlib.sha256(data).hexdigest()
         folder = _blobs(self._path(run_id))
         private_folder(folder)
-        if (folder / digest).exists():
-            return digest
-        draft = folder / f".{secrets.token_hex(8)}"
-        try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(fd)
-            draft.rename(folder / digest)
-            sync_folder(folder)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+        if not (folder / digest).exists():
+            write_private_file(folder / digest, data)
         return digest
+
+    def _post(self, run_id: str, command: Command) -> Mail:
+        path = self._path(run_id)
+        if not path.exists():
+            raise RunNotFound(run_id)
+        mail = Mail(secrets.token_hex(8), time.time(), command)
+        private_folder(_mailbox(path))
+        write_private_file(_mailbox(path) / f"{mail.id}.json", encode_command(command), at=mail.received_at)
+        return mail
+
+    def _inbox(self, run_id: str) -> list[Mail]:
+        found: list[Mail] = []
+        for path in _mailbox(self._path(run_id)).glob("[!.]*.json"):
+            with contextlib.suppress(FileNotFoundError):  # taken meanwhile
+                command = decode_command(path.read_bytes(), where=repr(str(path)))
+                found.append(Mail(path.stem, path.stat().st_mtime, command))
+        return sorted(found, key=lambda mail: mail.received_at)
+
+    def _discard_mail(self, run_id: str, ids: Sequence[str]) -> None:
+        folder = _mailbox(self._path(run_id))
+        for mail_id in ids:
+            if mail_id.isalnum():  # an id comes out of a record: it must not lead to another file
+                (folder / f"{mail_id}.json").unlink(missing_ok=True)
 
     def _entries(self, run_id: str, after: int) -> Generator[Entry]:
         path = self._path(run_id)
@@ -361,7 +385,7 @@ class FileCheckpointStore:
     def _purge(self, path: Path, before: float) -> bool:
         try:
             summary = _summary(path)
-            if summary is None or summary.status in ("running", "interrupted"):
+            if summary is None or summary.status in ("running", "interrupted", "waiting"):
                 return False
             lock = _lock(path, summary.run_id)
         except (CheckpointError, OSError):
@@ -414,6 +438,10 @@ def _take(entries: Iterator[Entry]) -> list[Entry]:
 
 def _lock_path(path: Path) -> Path:
     return path.with_suffix(".lock")
+
+
+def _mailbox(path: Path) -> Path:
+    return path.with_suffix(".mail")
 
 
 def _blobs(path: Path) -> Path:
@@ -537,6 +565,7 @@ def _remove(path: Path) -> bool:
     existed = path.exists()
     path.unlink(missing_ok=True)
     shutil.rmtree(_blobs(path), ignore_errors=True)
+    shutil.rmtree(_mailbox(path), ignore_errors=True)
     _lock_path(path).unlink(missing_ok=True)
     sync_folder(path.parent)
     return existed

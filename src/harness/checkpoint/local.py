@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from harness.errors import CheckpointError
@@ -53,6 +54,30 @@ def create_private_file(path: Path) -> bool:
         return False
     sync_folder(path.parent)
     return True
+
+
+def write_private_file(path: Path, data: bytes, *, at: float | None = None) -> None:
+    """Write a file that only its owner may read, durably and all at once.
+
+    Args:
+        path: the file; its folder exists.
+        data: what it holds.
+        at: when it is said to have been written, seconds since the epoch.
+    """
+    draft = path.with_name(f".{secrets.token_hex(8)}")
+    try:
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            if at is not None:
+                os.utime(fd, (at, at))
+            os.fsync(fd)
+        draft.rename(path)
+        sync_folder(path.parent)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def file_system(path: Path, mounts: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from harness.checkpoint.base import (
     is_alive,
     lease_clock,
 )
-from harness.errors import CheckpointConflict, CheckpointError, OwnershipLost
+from harness.errors import CheckpointConflict, CheckpointError, OwnershipLost, RunNotFound
+from harness.mailbox import Command, Mail
 from harness.records import Entry, ProcessId, Record, RunStarted
 
 
@@ -28,6 +30,7 @@ class _Run:
     records: list[Record] = field(default_factory=list[Record])
     times: list[float] = field(default_factory=list[float])
     blobs: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    mail: list[Mail] = field(default_factory=list[Mail])
     owner: Owner | None = None
     lease_until: float = 0.0
 
@@ -133,6 +136,26 @@ class MemoryCheckpointStore:
         if run is None or digest not in run.blobs:
             raise CheckpointError(f"run {run_id!r} keeps no value under the digest {digest!r}")
         return run.blobs[digest]
+
+    async def post(self, run_id: str, command: Command, /) -> Mail:
+        """Put a command into a run's mailbox. See ``CheckpointStore.post``."""
+        run = self._runs.get(run_id)
+        if run is None or not run.records:
+            raise RunNotFound(run_id)
+        mail = Mail(secrets.token_hex(8), time.time(), command)
+        run.mail.append(mail)
+        return mail
+
+    async def inbox(self, run_id: str, /) -> list[Mail]:
+        """Return what is in a run's mailbox."""
+        run = self._runs.get(run_id)
+        return list(run.mail) if run is not None else []
+
+    async def discard_mail(self, run_id: str, ids: Sequence[str], /) -> None:
+        """Remove commands that were taken."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            run.mail = [mail for mail in run.mail if mail.id not in ids]
 
     async def close(self) -> None:
         """Do nothing: there is nothing to close, and closing must not lose what another user of the store needs."""

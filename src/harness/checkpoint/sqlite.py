@@ -22,6 +22,7 @@ import msgspec
 from harness.checkpoint.base import LEASE_S, Owner, RunQuery, RunSummary
 from harness.checkpoint.database import CHUNK, Append, Database, explain
 from harness.errors import CheckpointCorrupt, CheckpointError, StoreBusy
+from harness.mailbox import Command, Mail
 from harness.records import Entry, ProcessId, Record, decode_batches
 
 A = TypeVar("A")
@@ -148,6 +149,18 @@ class SQLiteCheckpointStore:
     async def get_blob(self, run_id: str, digest: str, /) -> bytes:
         """Return a kept value."""
         return await self._call(lambda database: database.get_blob(run_id, digest))
+
+    async def post(self, run_id: str, command: Command, /) -> Mail:
+        """Put a command into a run's mailbox. See ``CheckpointStore.post``."""
+        return await self._call(lambda database: database.post(run_id, command))
+
+    async def inbox(self, run_id: str, /) -> list[Mail]:
+        """Return what is in a run's mailbox."""
+        return await self._call(lambda database: database.inbox(run_id), short=True)
+
+    async def discard_mail(self, run_id: str, ids: Sequence[str], /) -> None:
+        """Remove commands that were taken."""
+        await self._call(lambda database: database.discard_mail(run_id, ids))
 
     async def settings(self) -> dict[str, str | int]:
         """Read back how the database is set: journal mode, synchronous (2 is FULL), flushes, page size, versions."""

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from harness.cli.text import one_line
 from harness.cli.timeline import Timeline
-from harness.events import Action, Dispatched, Event, Observation, Planned, Progress, Replanned, TaskDone
+from harness.events import (
+    Action,
+    ApprovalRequested,
+    Dispatched,
+    Event,
+    Observation,
+    Planned,
+    Progress,
+    Replanned,
+    TaskDone,
+)
 from harness.events import TaskStarted as Began
 from harness.keys import place_of
 
@@ -44,6 +54,9 @@ class Activity:
                 tools.append(event.tool)
             case Observation() if event.tool in tools:
                 tools.remove(event.tool)
+            case ApprovalRequested():
+                self._said[scope] = one_line(f"{event.tool} waits for approval", WIDTH)
+                return
             case Progress():
                 self._said[scope] = one_line(f"{event.tool}: {event.text}", WIDTH)
                 return

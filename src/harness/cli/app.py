@@ -77,7 +77,18 @@ class Trust:
     ] = False
 
 
-NO_LIMITS, NO_OUTPUT, NO_MODEL, NO_TRUST = Limits(), Output(), Model(), Trust()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class People:
+    """The flag that says who is asked."""
+
+    park: Annotated[
+        bool,
+        Parameter(help="Ask nobody here: stop with exit code 3 when a call waits for approval.", negative=""),
+    ] = False
+
+
+NO_LIMITS, NO_OUTPUT, NO_MODEL, NO_TRUST, NO_PEOPLE = Limits(), Output(), Model(), Trust(), People()
 
 
 @app.command
@@ -94,6 +105,11 @@ def run(
     agent: Annotated[str | None, Parameter(help="An agent of harness.toml. [default: all of them]")] = None,
     config: Annotated[Path | None, Parameter(help="The configuration. [default: ./harness.toml]")] = None,
     run_id: Annotated[str | None, Parameter(help="Your own id for the run; one that exists goes on.")] = None,
+    ask: Annotated[
+        list[str] | None,
+        Parameter(help="A tool that asks before it runs; may be given more than once.", negative=""),
+    ] = None,
+    people: People = NO_PEOPLE,
     model: Model = NO_MODEL,
     limits: Limits = NO_LIMITS,
     output: Output = NO_OUTPUT,
@@ -111,9 +127,10 @@ def run(
         folder=None if folder is None else str(folder),
         agent=agent,
         config=None if config is None else str(config),
+        ask=",".join(ask) if ask else None,
     )
     asked = commands.Request(goal or "", plan, continue_)
-    return commands.run(asked, choices, run_id=run_id, output=_output(output), trust=trust.trust)
+    return commands.run(asked, choices, run_id=run_id, output=_output(output, people), trust=trust.trust)
 
 
 @app.command
@@ -141,6 +158,7 @@ def resume(
     *,
     last: Annotated[bool, Parameter(help="The most recent run that is not finished.", negative="")] = False,
     fast: Annotated[bool, Parameter(help="Of a demo: leave out the recorded model's pauses.", negative="")] = False,
+    people: People = NO_PEOPLE,
     model: Model = NO_MODEL,
     limits: Limits = NO_LIMITS,
     output: Output = NO_OUTPUT,
@@ -155,13 +173,13 @@ def resume(
         only run that is not finished.
     """
     flags = msgspec.structs.replace(_choices(model, limits), fast=fast)
-    return commands.resume(key, flags, last=last, output=_output(output), trust=trust.trust)
+    return commands.resume(key, flags, last=last, output=_output(output, people), trust=trust.trust)
 
 
 @app.command
 def runs(
     *,
-    status: Literal["running", "interrupted", "finished", "failed", "cancelled"] | None = None,
+    status: Literal["running", "interrupted", "waiting", "finished", "failed", "cancelled"] | None = None,
     limit: Annotated[int, Parameter(help="The most runs to list.")] = 20,
     json: Annotated[bool, Parameter(help="Print JSON lines.", negative="")] = False,
 ) -> int:
@@ -185,6 +203,94 @@ def show(
         The run's key.
     """
     return looking.show(key, full=full, as_json=json)
+
+
+@app.command
+def approve(
+    key: str,
+    approval_id: str | None = None,
+    /,
+    *,
+    yes: Annotated[bool, Parameter(help="Let this one call run.", negative="")] = False,
+    session: Annotated[bool, Parameter(help="Let it run, and what it stands for in this run.", negative="")] = False,
+    no: Annotated[str | None, Parameter(help="Do not let it run; REASON may be left out.")] = None,
+    edit: Annotated[Path | None, Parameter(help="Let it run with the arguments of a JSON file.")] = None,
+    say: Annotated[str | None, Parameter(help="Do not let it run; say what is to be done instead.")] = None,
+    json: Annotated[bool, Parameter(help="Print JSON lines.", negative="")] = False,
+) -> int:
+    """Answer a question of a run from any process, or show the questions that wait.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    approval_id
+        Which question; may be left out where one waits.
+    """
+    from harness.cli import answering
+
+    return answering.approve(key, approval_id, answering.Said(yes, session, no, edit, say), as_json=json)
+
+
+@app.command
+def steer(
+    key: str,
+    text: str,
+    /,
+    *,
+    agent: Annotated[str, Parameter(help="The agent to tell. [default: all that are at work]")] = "",
+    json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
+) -> int:
+    """Tell the agents of a run something before their next model call, from any process.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    text
+        What to tell them.
+    """
+    from harness.cli import answering
+
+    return answering.steer(key, text, agent, as_json=json)
+
+
+@app.command
+def cancel(
+    key: str,
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why; it is written down.")] = "",
+    json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
+) -> int:
+    """End a run for good, whichever process drives it.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    """
+    from harness.cli import answering
+
+    return answering.cancel(key, reason, as_json=json)
+
+
+audit = App(name="audit", help="Check the record of what was approved, by whom, and what came of it.")
+app.command(audit)
+
+
+@audit.command
+def verify(key: str, /, *, json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False) -> int:
+    """Check that no decision and no result of a run was changed, added or left out. Exit code 1 where one was.
+
+    Parameters
+    ----------
+    key
+        The run's key.
+    """
+    from harness.cli import answering
+
+    return answering.verify(key, as_json=json)
 
 
 @app.command
@@ -236,8 +342,8 @@ def _choices(model: Model, limits: Limits) -> Choices:
     )
 
 
-def _output(output: Output) -> commands.Output:
-    return commands.Output(as_json=output.json, tokens=output.tokens)
+def _output(output: Output, people: People = NO_PEOPLE) -> commands.Output:
+    return commands.Output(as_json=output.json, tokens=output.tokens, park=people.park)
 
 
 def main() -> NoReturn:
@@ -279,7 +385,7 @@ def _nowhere(mode: Literal["r", "w"]) -> TextIO:
 
 def _run(words: list[str]) -> int:
     try:
-        return app(words or ["--help"]) or 0
+        return app(_spelled_out(words) or ["--help"]) or 0
     except CycloptsError as error:
         return _fail(f"{_sentence(error)}\nSee: harness {_command(words)}--help", USAGE, error)
     except KeyboardInterrupt:
@@ -298,6 +404,16 @@ def _run(words: list[str]) -> int:
     except Exception as error:  # a defect of ours; a person is told in a sentence all the same
         sentence = f"this should not have happened: {type(error).__name__}: {error}"
         return _fail(f"{sentence}; run with HARNESS_DEBUG=1 for the traceback", FAILED, error)
+
+
+def _spelled_out(words: list[str]) -> list[str]:
+    """Give the ``--no`` of ``harness approve`` an empty reason where it has none."""
+    if words[:1] != ["approve"]:
+        return words
+    return [
+        "--no=" if word == "--no" and (not following or following.startswith("--")) else word
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
 
 
 def _sentence(error: CycloptsError) -> str:

@@ -16,6 +16,7 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         agent: the agent that runs it.
         team: every agent there is may be at work, and the run itself finds out which.
+        ask: tools that ask before they run, their names joined by commas.
     """
 
     folder: str | None = None
@@ -31,6 +32,7 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     max_steps: int | None = None
     demo: bool = False
     fast: bool = False
+    ask: str | None = None
 
     def settings(self) -> dict[str, str]:
         """Return what was chosen as strings."""

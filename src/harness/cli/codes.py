@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 from harness import host
 from harness.cli.text import safe
+from harness.hitl.shown import safe_word
 from harness.keys import Place, join_key, place_of
 from harness.records import Origin
 from harness.result import Cancelled, Failed, Finished, Parked, RunResult
+
+MOST_ARGUMENT_CHARS = 2_000
+"""Characters of arguments on one line; longer ones are not cut, but shown by a command of their own."""
 
 OK, FAILED, USAGE, WAITS, BUDGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -70,28 +75,45 @@ def exit_code(result: RunResult) -> int:
             return FAILED
 
 
-def report(result: RunResult, scope: str = "", *, over: bool = False) -> None:
+def report(result: RunResult, scope: str = "", *, over: bool = False, origin: Origin | None = None) -> None:
     """Say on stderr what is not an answer, and how to go on.
 
     Args:
         result: what the run came to, or one task of it.
         scope: the attempt at that task; empty for the run.
         over: whether the whole run is, so that nothing is left to go on with.
+        origin: how the run was started; None for the command line.
     """
     sys.stdout.flush()
     if (place := place_of(scope)).task_id and result.agent_id == place.agent_id:
         _report_task(result, place, over=over)
         return
-    resume = host.resume_command(Origin("cli"), join_key(result.run_id, result.agent_id))
+    resume = host.resume_command(origin, join_key(result.run_id, result.agent_id))
     match result:
         case Finished():
             return
         case Failed():
             print(f"Run failed: {safe(result.error)}\nResume: {resume}{_more(result)}", file=sys.stderr)
         case Parked():
-            print(f"The run waits for approval.\nResume: {resume}", file=sys.stderr)
+            print("\n".join(_waiting(result, resume)), file=sys.stderr)
         case Cancelled():
             print(f"Run cancelled: {safe(result.error)}", file=sys.stderr)
+
+
+def _waiting(result: Parked, resume: str) -> Iterator[str]:
+    """Say what a parked run waits for, and the exact commands that answer it and go on."""
+    yield "The run waits for approval."
+    key = shlex.quote(join_key(result.run_id, result.agent_id))
+    for request in result.waiting:
+        args = safe_word(request.arguments)
+        if len(args) > MOST_ARGUMENT_CHARS:
+            args = f"{len(args):,} characters of arguments: `harness approve {key} {request.approval_id}` shows them"
+        yield f"  {request.approval_id}  {safe_word(request.tool)} {args}"
+        if request.kind == "in_doubt":
+            yield f"      in doubt: {safe_word(request.reason)}"
+    for request in result.waiting:
+        yield f"Approve: harness approve {key} {request.approval_id} --yes"
+    yield f"Resume: {resume}"
 
 
 def _report_task(result: RunResult, place: Place, *, over: bool) -> None:

@@ -16,13 +16,14 @@ import msgspec
 from harness import host
 from harness.checkpoint.base import RunQuery, RunStatus
 from harness.cli import screen as screens
+from harness.cli.asking import Asking
 from harness.cli.choices import Choices
 from harness.cli.codes import FAILED, OK, USAGE, exit_code, report
 from harness.cli.endpoint import Protocol
 from harness.cli.ledger import Ledger
 from harness.cli.looking import events_of
 from harness.cli.places import check_state_folder
-from harness.cli.screen import Header
+from harness.cli.screen import Header, Screen
 from harness.cli.stored import Found, key_of, last_finished, read, summaries
 from harness.cli.text import age, count, one_line, safe
 from harness.errors import ConfigError, LLMError
@@ -40,14 +41,27 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-UNFINISHED: tuple[RunStatus, ...] = ("interrupted", "failed")
+UNFINISHED: tuple[RunStatus, ...] = ("interrupted", "waiting", "failed")
 
 
 class Output(NamedTuple):
-    """How a run is printed."""
+    """How a run is shown to a person, and whether they are asked.
+
+    Attributes:
+        park: nobody is asked here: the run parks when it has a question.
+    """
 
     as_json: bool = False
     tokens: bool = False
+    park: bool = False
+
+    def asking(self) -> Asking:
+        """Return who is asked."""
+        return Asking.at_terminal(as_json=self.as_json, park=self.park)
+
+    def screen(self, asking: Asking) -> Screen:
+        """Return where it is shown."""
+        return screens.choose(as_json=self.as_json, tokens=self.tokens, steers=asking.is_here)
 
 
 def version() -> str:
@@ -81,14 +95,17 @@ def run(asked: Request, choices: Choices, *, run_id: str | None, output: Output,
 
     if asked.plan is not None:
         return _run_plan(asked, choices, run_id=run_id, output=output, trust=trust)
+    asking = output.asking()
     if asked.continues is None:
-        return _start(asked.goal, wire(choices, trust=trust), run_id, output)
+        wired = wire(choices, trust=trust, approver=asking.approver)
+        return _start(asked.goal, wired, run_id, output, asking)
     earlier = _await(_earlier(asked.continues))
     server_named = choices.llm is not None
     choices = _as_before(choices, earlier.state)
-    wired = wire(choices, trust=trust, server_named=server_named or choices.llm is None)
+    named = server_named or choices.llm is None
+    wired = wire(choices, trust=trust, server_named=named, approver=asking.approver)
     wired = wired._replace(facts=(f"continues {key_of(earlier.state)}", *wired.facts))
-    return _start(asked.goal, wired, run_id, output, continues=earlier.key)
+    return _start(asked.goal, wired, run_id, output, asking, continues=earlier.key)
 
 
 def _run_plan(asked: Request, choices: Choices, *, run_id: str | None, output: Output, trust: bool) -> int:
@@ -100,9 +117,10 @@ def _run_plan(asked: Request, choices: Choices, *, run_id: str | None, output: O
 
     assert asked.plan is not None  # whoever calls this has seen it
     file = planfile.read(asked.plan)
-    wired = wire(msgspec.structs.replace(choices, team=True), trust=trust)
+    asking = output.asking()
+    wired = wire(msgspec.structs.replace(choices, team=True), trust=trust, approver=asking.approver)
     file.check_agents(wired.runtime.agent_registry.all_ids())
-    return _start(asked.goal.strip() or file.goal, wired, run_id, output, plan=file.plan)
+    return _start(asked.goal.strip() or file.goal, wired, run_id, output, asking, plan=file.plan)
 
 
 async def _earlier(key: str) -> Found:
@@ -133,7 +151,7 @@ def demo(choices: Choices, run_id: str | None, output: Output) -> int:
     from harness.cli.demo import load
     from harness.cli.wiring import wire
 
-    return _start(load().goal, wire(choices), run_id, output)
+    return _start(load().goal, wire(choices), run_id, output, output.asking())
 
 
 def _start(
@@ -141,6 +159,7 @@ def _start(
     wired: Wired,
     run_id: str | None,
     output: Output,
+    asking: Asking,
     *,
     plan: Plan | None = None,
     continues: str | None = None,
@@ -160,7 +179,7 @@ def _start(
             return runtime.run_agent_stream(wired.agent_id, goal, run_id=run_id, continue_from=continues, tokens=tokens)
         return runtime.dispatch_stream(goal, run_id=run_id, continue_from=continues, tokens=tokens)
 
-    return drive(wired, stream, screens.choose(as_json=output.as_json, tokens=tokens), header, ledger)
+    return drive(wired, stream, output.screen(asking), header, ledger, asking)
 
 
 def resume(key: str | None, flags: Choices, *, last: bool, output: Output, trust: bool) -> int:
@@ -180,7 +199,8 @@ def resume(key: str | None, flags: Choices, *, last: bool, output: Output, trust
     from harness.cli.wiring import wire
 
     choices = flags.over(Choices.of(origin.settings))
-    wired = wire(choices, trust=trust, server_named=flags.llm is not None)
+    asking = output.asking()
+    wired = wire(choices, trust=trust, server_named=flags.llm is not None, approver=asking.approver)
     ledger = Ledger(state.run_id, wired.limits)
     ledger.follow(found.entries)
     only = place_of(found.scope)
@@ -192,8 +212,7 @@ def resume(key: str | None, flags: Choices, *, last: bool, output: Output, trust
     def stream() -> RunStream:
         return wired.runtime.resume_stream(found.key, tokens=output.tokens)
 
-    screen = screens.choose(as_json=output.as_json, tokens=output.tokens)
-    return drive(wired, stream, screen, header, ledger, only=found.scope)
+    return drive(wired, stream, output.screen(asking), header, ledger, asking, only=found.scope)
 
 
 async def _choose(*, last: bool) -> str:
@@ -258,7 +277,7 @@ def fork(key: str, *, at: int | None, run_id: str | None) -> int:
     source = _await(read(key)).state  # a wrong key is refused before anything is made
 
     async def copy() -> str:
-        async with AgentRuntime(llm=_NoModel(), auto_resume=False) as runtime:
+        async with AgentRuntime(llm=NoModel(), auto_resume=False) as runtime:
             return await runtime.fork(join_key(source.run_id), at=at, run_id=run_id)
 
     new = join_key(_await(copy()))
@@ -269,7 +288,7 @@ def fork(key: str, *, at: int | None, run_id: str | None) -> int:
     return OK
 
 
-class _NoModel:
+class NoModel:
     """Stands where a runtime wants a model and none is asked."""
 
     name = "none"

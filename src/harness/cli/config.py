@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, cast
@@ -18,6 +16,7 @@ from harness.cli.places import user_folder
 from harness.errors import ConfigError
 from harness.records import Site
 from harness.registry import nearest
+from harness.toml_text import line_of, parse_toml, read_text
 
 PROJECT_FILE = "harness.toml"
 USER_FILE = "config.toml"
@@ -68,6 +67,7 @@ class AgentTable(Strict):
     prompt_file: str | None = None
     tools: list[str] = Field(default_factory=lambda: ["files"])
     delegates: list[str] = Field(default_factory=list[str])
+    hitl_tools: list[str] = Field(default_factory=list[str])
     max_steps: Annotated[int, Field(ge=1)] | None = None
     confidence_from_llm: bool | None = None
     working_memory_max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -108,8 +108,17 @@ class BudgetTable(Strict):
 
 
 class FileModel(Strict):
-    """A whole file."""
+    """A whole file.
 
+    Attributes:
+        policy: the file of the rules that say which calls run, are forbidden or asked about.
+        approve_plans: whether a plan waits for a person's yes.
+        answer_within_s: seconds a question stands before it counts as a no.
+    """
+
+    policy: str | None = None
+    approve_plans: bool | None = None
+    answer_within_s: Annotated[float, Field(gt=0)] | None = None
     llm: LLMTable = Field(default_factory=LLMTable)
     agents: dict[str, AgentTable] = Field(default_factory=dict)
     budget: BudgetTable = Field(default_factory=BudgetTable)
@@ -142,6 +151,8 @@ class ConfigFile:
             found.append(f"the server {self.data.llm.base_url!r}")
         if self.data.llm.api_key_env:
             found.append(f"the key in {self.data.llm.api_key_env!r}")
+        if self.data.policy:
+            found.append(f"the policy {self.data.policy!r}")
         outside = [agent.prompt_file for agent in self.data.agents.values() if agent.prompt_file]
         found.extend(f"the prompt file {file!r}" for file in outside if not _inside(self.path.parent, file))
         return found
@@ -191,20 +202,6 @@ def read(path: Path) -> ConfigFile:
     return parse(read_text(path, "configuration"), path)
 
 
-def read_text(path: Path, what: str) -> str:
-    """Return a file's text.
-
-    Raises:
-        ConfigError: it cannot be read; the text says what the file was to be.
-    """
-    try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise ConfigError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not UTF-8 text") from None
-
-
 def parse(text: str, path: Path) -> ConfigFile:
     """Check the text of a file.
 
@@ -222,21 +219,6 @@ def parse(text: str, path: Path) -> ConfigFile:
     file = ConfigFile(path, text, data)
     _check_agents(file)
     return file
-
-
-def parse_toml(text: str, path: Path) -> dict[str, object]:
-    """Parse TOML.
-
-    Raises:
-        ConfigError: it is none; the text names file and line.
-    """
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        found = re.search(r"^(.*?) \(at (?:line (\d+), column \d+|end of document)\)$", str(error), re.DOTALL)
-        what, at = (found[1], found[2]) if found else (str(error), None)
-        line = int(at) if at else max(1, len(text.splitlines()))
-        raise ConfigError(f"{path}:{line}: this is not TOML: {what}") from None
 
 
 def _by_id(agents: Sequence[object], text: str, path: Path) -> dict[str, object]:
@@ -302,54 +284,20 @@ def _check_agents(file: ConfigFile) -> None:
             raise ConfigError(f"{at}: agent {name!r} has a prompt and a prompt_file; keep one")
 
 
-_HEADER = re.compile(r"^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
-_KEY = re.compile(r"""^\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""")
-
-
-def line_of(text: str, keys: Sequence[str]) -> int:
-    """Return the line on which a key, or the deepest of its tables that can be found, is written; 1 where none is.
-
-    >>> line_of('[llm]\\nmodel = "m"\\n\\n[budget]\\nmax_tools = 3\\n', ("budget", "max_tools"))
-    5
-    """
-    best, depth = 1, 0
-    table: tuple[str, ...] = ()
-    counts: dict[tuple[str, ...], int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.match(line):
-            table = path = _parts(header[1])
-            if line.lstrip().startswith("[[") and table != ("agents",):
-                # An entry of a list is addressed by its place in it.
-                counts[path] = counts.get(path, -1) + 1
-                table = path = (*path, str(counts[path]))
-        elif key := _KEY.match(line):
-            path = (*table, *_parts(key[1]))
-            # An entry of [[agents]] is addressed by its id, which stands in a line of the table.
-            if table == ("agents",) and path == ("agents", "id"):
-                table = path = ("agents", line.split("=", 1)[1].split("#")[0].strip().strip("\"'"))
-        else:
-            continue
-        common = 0
-        for own, wanted in zip(path, keys, strict=False):
-            if own != wanted:
-                break
-            common += 1
-        if common == len(path) and common > depth:
-            best, depth = number, common
-    return best
-
-
-def _parts(dotted: str) -> tuple[str, ...]:
-    return tuple(part.strip().strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", dotted))
-
-
 def merged(files: Iterable[ConfigFile]) -> FileModel:
-    """Merge files: a later one wins key by key, agents by name."""
+    """Merge files: a later one wins key by key, agents by name. What asks a person in one of them does so in all."""
     llm: dict[str, object] = {}
     budget: dict[str, object] = {}
     agents: dict[str, AgentTable] = {}
+    people: dict[str, object] = {}
     for file in files:
+        given = file.data.model_dump(include={"policy", "approve_plans", "answer_within_s"}, exclude_none=True)
+        if "policy" in given:
+            given["policy"] = str(file.path.absolute().parent / given["policy"])
+        if people.get("approve_plans"):
+            given.pop("approve_plans", None)
+        people.update(given)
         llm.update(file.data.llm.model_dump(exclude_none=True))
         budget.update(file.data.budget.model_dump(exclude_none=True))
         agents.update(file.data.agents)
-    return FileModel(llm=LLMTable(**llm), budget=BudgetTable(**budget), agents=agents)  # type: ignore[arg-type]  # dumped from the same models
+    return FileModel(llm=LLMTable(**llm), budget=BudgetTable(**budget), agents=agents, **people)  # type: ignore[arg-type]  # dumped from the same models

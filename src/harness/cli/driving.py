@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from harness import host
+from harness.cli.asking import Asking, Steering
 from harness.cli.codes import FAILED, INTERRUPTED, OutputLost, exit_code, report, silence_stdout
 from harness.cli.interrupts import Interrupts
 from harness.cli.ledger import Ledger
@@ -28,6 +29,7 @@ def drive(
     screen: Screen,
     header: Header,
     ledger: Ledger,
+    asking: Asking,
     *,
     only: str = "",
 ) -> int:
@@ -39,12 +41,13 @@ def drive(
         screen: where it is shown.
         header: what is said first.
         ledger: the run's journal so far.
+        asking: the person at the terminal.
         only: the scope of the task; empty for the run.
 
     Returns:
         The exit code.
     """
-    viewing = _Viewing(wired, screen, ledger, only)
+    viewing = _Viewing(wired, screen, ledger, asking, only)
     with Interrupts(viewing.last_words) as interrupts:
         try:
             code = asyncio.run(viewing.run(start, header, interrupts))
@@ -61,7 +64,7 @@ def drive(
                 viewing.last_words()
             code = FAILED
         finally:
-            screen.close()
+            viewing.close()
     if code == INTERRUPTED and not viewing.last_words():
         print("Interrupted before the run had begun.", file=sys.stderr)
     return code
@@ -70,16 +73,19 @@ def drive(
 class _Viewing:
     """One run, watched."""
 
-    def __init__(self, wired: Wired, screen: Screen, ledger: Ledger, only: str) -> None:
+    def __init__(self, wired: Wired, screen: Screen, ledger: Ledger, asking: Asking, only: str) -> None:
         self._wired = wired
         self._screen = screen
         self._ledger = ledger
+        self._asking = asking
         self._only = only
+        self._steering = Steering(self._steer, lambda text: screen.note(safe(text)))
         self._run_id = ledger.state.run_id if ledger.state.seq else ""
         self.code: int | None = None
 
     def last_words(self) -> bool:
         """Say how to go on, unless that was said. Returns whether there is a run to go on with."""
+        self._asking.restore()
         if self._run_id:
             host.hint_interrupted(*self._label_and_key(), Origin("cli"))
         return bool(self._run_id)
@@ -100,18 +106,24 @@ class _Viewing:
 
         def stop() -> None:
             # The footer goes first: what is printed from here on must not be drawn over.
-            self._screen.close()
+            self.close()
             task.cancel()
 
         interrupts.on_first(lambda: loop.call_soon_threadsafe(stop))
         async with self._wired.runtime:
             stream = start()
             self._ledger.attach()
+            self._asking.tools = self._wired.runtime.tool_registry
+            self._asking.attach(self._screen, self._ledger)
             self._screen.open(header, self._ledger)
+            self._asking.listen(self._steering.take)
             async with stream:
                 async for event in stream:
+                    await self._asking.may_show()
                     await self._show(event)
-            self._screen.close()
+                    self._asking.shown(event)
+            self.close()
+            await self._steering.join()
         assert stream.result is not None  # the stream has ended
         self.code = exit_code(stream.result)
         interrupts.leave(self.code)
@@ -119,6 +131,16 @@ class _Viewing:
         self._screen.end(stream.result)
         report(stream.result, self._only)
         return self.code
+
+    def close(self) -> None:
+        """Stop whatever moves, and leave the terminal as it was found."""
+        self._screen.close()
+        self._asking.close()
+
+    def _steer(self, text: str) -> asyncio.Task[None] | None:
+        if not self._run_id:
+            return None
+        return asyncio.create_task(self._wired.runtime.steer(join_key(self._run_id), text))
 
     async def _show(self, event: Event) -> None:
         self._run_id = event.run_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness import host
@@ -19,13 +20,17 @@ from harness.cli.text import age, count, one_line, safe
 from harness.errors import ConfigError
 from harness.events import Event, Projection
 from harness.keys import join_key, place_of
-from harness.records import SITE_OF, LLMFinished
+from harness.records import SITE_OF, ApprovalRequested, LLMFinished
 
 if TYPE_CHECKING:
     from harness.cli.tree import Tree
 
 KEY_WIDTH = 40
 """Characters of a key in a listing; a longer one is shown whole by ``runs --json``."""
+
+
+MOST_WAITING = 3
+"""The most questions that a listing names of one run."""
 
 
 def list_runs(status: RunStatus | None, limit: int, *, as_json: bool) -> int:
@@ -47,9 +52,9 @@ def list_runs(status: RunStatus | None, limit: int, *, as_json: bool) -> int:
             run.status,
             safe(agent_id) or kind,
             age(now - run.started_at),
-            one_line(run.goal, 60),
+            f"{_waits(waiting)}{one_line(run.goal, 60)}",
         )
-        for run, agent_id, kind in found
+        for run, agent_id, kind, waiting in found
     ]
     names = ("key", "status", "agent", "age", "goal")
     if screens.is_terminal(sys.stdout):
@@ -61,6 +66,14 @@ def list_runs(status: RunStatus | None, limit: int, *, as_json: bool) -> int:
     for row in (names, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return OK
+
+
+def _waits(waiting: Sequence[ApprovalRequested]) -> str:
+    """Say which calls of a run wait for an answer, and by which ids they are answered."""
+    words = [f"{one_line(request.tool, 30)} {request.approval_id}" for request in waiting[:MOST_WAITING]]
+    if (more := len(waiting) - MOST_WAITING) > 0:
+        words.append(f"{more} more")
+    return f"[{', '.join(words)}] " if words else ""
 
 
 def _short(key: str) -> str:
@@ -79,6 +92,10 @@ def _as_json(listed: Listed) -> dict[str, object]:
         "started_at": run.started_at,
         "updated_at": run.updated_at,
         "origin": run.origin.kind if run.origin else None,
+        "waiting": [
+            {"approval_id": request.approval_id, "kind": request.kind, "tool": request.tool}
+            for request in listed.waiting
+        ],
     }
 
 
@@ -122,7 +139,7 @@ def _show(found: Found, screen: screens.Plain | Tree, status: RunStatus) -> None
     result = found.result()
     if result is not None:
         screen.end(result)
-        report(result, found.scope, over=state.over is not None)
+        report(result, found.scope, over=state.over is not None, origin=started.origin)
     else:
         screen.note(f"{count(state.steps, 'step')} · {ledger.line()}")
         key = found.key if found.scope else key_of(state)

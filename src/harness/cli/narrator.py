@@ -9,13 +9,17 @@ from harness.cli.text import count, one_line, safe, shorten
 from harness.cli.timeline import Standing, Timeline
 from harness.events import (
     Action,
+    ApprovalRequested,
+    ApprovalResolved,
     Cancelled,
     Compacted,
     Dispatched,
     Done,
     Errored,
     Event,
+    Guidance,
     Observation,
+    Parked,
     Planned,
     Progress,
     Replanned,
@@ -28,14 +32,15 @@ from harness.events import (
     Thought,
     Warned,
 )
+from harness.hitl.shown import safe_word
 from harness.keys import join_key, place_of
 from harness.plan import Plan, Task
 
 Kind: TypeAlias = Literal[
-    "thought", "call", "result", "failed", "note", "warning", "answer", "head", "task", "outcome", "reply"
+    "thought", "call", "result", "failed", "note", "warning", "asked", "answer", "head", "task", "outcome", "reply"
 ]
-"""``head`` opens a part of an orchestration; ``task`` says how a task stands, ``outcome`` in words how it ended;
-``reply`` is a task's answer."""
+"""``asked``: a person is to answer, or has said something; ``head`` opens a part of an orchestration; ``task`` says how
+a task stands, ``outcome`` in words how it ended; ``reply`` is a task's answer."""
 
 Mark: TypeAlias = Standing | Literal["added", "removed", "kept", ""]
 """What a ``task`` line says of its task."""
@@ -118,6 +123,8 @@ class Narrator:
                 yield Line("note", f"the oldest part of the conversation was {what} for the model")
             case Warned():
                 yield Line("warning", safe(event.text))
+            case ApprovalRequested() | ApprovalResolved() | Guidance() | Parked():
+                yield Line("asked", _about_people(event))
             case TaskDone() if not event.scope:
                 yield Line("answer", safe(event.answer.strip()))
             case Errored() if event.answer.strip():
@@ -228,6 +235,38 @@ class Narrator:
             why = f" · {one_line(result.error, self._width)}" if result.error else ""
             yield Line("outcome", f"{name}  {result.status}{sure}{tries}{why}", mark=result.status)
         yield Line("answer", safe(event.answer.strip()))
+
+
+def _about_people(event: ApprovalRequested | ApprovalResolved | Guidance | Parked) -> str:
+    """Say what a person is asked, what they have answered, and what they have told the agents."""
+    match event:
+        case ApprovalRequested():
+            what = {"plan": "the plan waits for approval", "in_doubt": f"{event.tool} is in doubt"}
+            return safe_word(f"{what.get(event.kind, f'{event.tool} waits for approval')} · {event.approval_id}") + (
+                f" · {safe_word(event.reason)}" if event.reason else ""
+            )
+        case ApprovalResolved():
+            return safe(f"{_answered(event)} · {event.approval_id}")
+        case Guidance():
+            return safe(f"guidance from {event.by}: {event.text}")
+        case Parked():
+            return f"parked: waits for {count(len(event.waiting), 'answer')}"
+
+
+def _answered(event: ApprovalResolved) -> str:
+    match event.decision:
+        case "approve":
+            return f"approved once by {event.by}"
+        case "session":
+            return f"allowed for this session by {event.by}"
+        case "edit":
+            return f"approved by {event.by} with other arguments: {event.args}"
+        case "reject":
+            return f"rejected by {event.by}: {event.text or 'no reason given'}"
+        case "steer":
+            return f"not approved; {event.by} has said something instead"
+        case "expired":
+            return "nobody answered in time: rejected"
 
 
 def _said(text: str) -> Iterable[Line]:

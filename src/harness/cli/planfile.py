@@ -9,10 +9,11 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field, ValidationError
 
-from harness.cli.config import Strict, Words, explain, line_of, parse_toml, read_text
+from harness.cli.config import Strict, Words, explain
 from harness.errors import ConfigError, PlanError
 from harness.plan import OnFailure, Plan, Task
 from harness.registry import nearest
+from harness.toml_text import line_of, parse_toml, read_text
 
 
 class TaskTable(Strict):

@@ -45,6 +45,18 @@ class Screen(Protocol):
         """Show an event."""
         ...
 
+    def suspend(self) -> None:
+        """Stop whatever moves for as long as a person is asked."""
+        ...
+
+    def go_on(self) -> None:
+        """Let it move again, unless the screen was closed meanwhile."""
+        ...
+
+    def note(self, text: str, scope: str = "") -> None:
+        """Show a remark of the command line's own."""
+        ...
+
     def close(self) -> None:
         """Stop whatever moves, so that other lines can be printed. More than one call does nothing."""
         ...
@@ -59,14 +71,14 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
 
 
-def choose(*, as_json: bool, tokens: bool) -> Screen:
+def choose(*, as_json: bool, tokens: bool, steers: bool = False) -> Screen:
     """Return the screen that fits where the output goes."""
     if as_json:
         return JSONLines(tokens=tokens)
     if is_terminal(sys.stdout):
         from harness.cli.tree import Tree
 
-        return Tree(tokens=tokens)
+        return Tree(tokens=tokens, steers=steers)
     return Plain(tokens=tokens)
 
 
@@ -82,6 +94,15 @@ class JSONLines:
     def show(self, event: Event) -> None:
         """Print the event."""
         print_json(event_as_json(event))
+
+    def suspend(self) -> None:
+        """Do nothing: nothing moves."""
+
+    def go_on(self) -> None:
+        """Do nothing."""
+
+    def note(self, text: str, scope: str = "") -> None:
+        """Print nothing: a program reads events."""
 
     def close(self) -> None:
         """Do nothing."""
@@ -163,6 +184,8 @@ class Plain:
                 print(f"-- {line.text}")
             case "warning":
                 print(f"-- warning: {line.text}")
+            case "asked":
+                print(f"?? {line.text}")
             case "task":
                 print(f"   {line.mark:<9} {line.text}")
             case "outcome":
@@ -182,6 +205,8 @@ class Plain:
                 text = f"-- {text}"
             case "warning":
                 text = f"-- warning: {text}"
+            case "asked":
+                text = f"?? {text}"
             case "task" if line.mark == "running":
                 text = f"started: {text}"
             case _:
@@ -191,6 +216,13 @@ class Plain:
     def note(self, text: str, scope: str = "") -> None:
         """Print a remark of the command line's own."""
         print(_named(f"-- {text}", scope))
+
+    def suspend(self) -> None:
+        """End a line of tokens."""
+        self.close()
+
+    def go_on(self) -> None:
+        """Do nothing: nothing moves."""
 
     def close(self) -> None:
         """End a line of tokens."""

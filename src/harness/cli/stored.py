@@ -11,9 +11,9 @@ from harness.checkpoint.base import CheckpointStore, RunQuery, RunStatus, RunSum
 from harness.cli.places import check_state_folder
 from harness.errors import ConfigError, RunNotFound
 from harness.keys import join_key, place_of, split_key
-from harness.records import Dispatched, Entry, Planned, Routed, RunStarted, StrategyName
+from harness.records import ApprovalRequested, Dispatched, Entry, Planned, Routed, RunStarted, StrategyName
 from harness.result import RunResult, result_of, result_of_task
-from harness.state import RunState, fold
+from harness.state import RunState, fold, open_questions
 
 KINDS: dict[StrategyName, str] = {
     "react": "agent",
@@ -151,11 +151,13 @@ class Listed(NamedTuple):
         summary: what the store says of it.
         agent_id: the agent that runs it; empty where none or many do.
         kind: ``agent``, ``plan``, or how a run that is still to find out was started: ``dispatch``, ``route``.
+        waiting: the questions that wait for an answer, of a run that nobody drives until it has one.
     """
 
     summary: RunSummary
     agent_id: str
     kind: str
+    waiting: tuple[ApprovalRequested, ...] = ()
 
 
 async def listing(query: RunQuery) -> list[Listed]:
@@ -167,10 +169,13 @@ async def listing(query: RunQuery) -> list[Listed]:
 
 
 async def _listed(store: CheckpointStore, run: RunSummary) -> Listed:
-    """Say what a run is; one without an agent says so in its first records."""
+    """Say what a run is, and what it waits for; one without an agent says so in its first records."""
     agent_id, kind = run.agent_id, "agent"
+    waiting: tuple[ApprovalRequested, ...] = ()
+    if run.status == "waiting":
+        waiting = tuple(open_questions(fold(run.run_id, [entry async for entry in store.read(run.run_id)])))
     if agent_id:
-        return Listed(run, agent_id, kind)
+        return Listed(run, agent_id, kind, waiting)
     async with aclosing(_until_settled(store, run.run_id)) as entries:
         async for entry in entries:
             match entry.record:
@@ -182,7 +187,7 @@ async def _listed(store: CheckpointStore, run: RunSummary) -> Listed:
                     kind = "plan"
                 case _:
                     pass
-    return Listed(run, agent_id, kind)
+    return Listed(run, agent_id, kind, waiting)
 
 
 async def _until_settled(store: CheckpointStore, run_id: str) -> AsyncGenerator[Entry]:

@@ -1,34 +1,10 @@
-"""Text for a terminal: what a model or a tool wrote can neither move the cursor nor hide a word."""
+"""Text for a terminal: short, on one line, or in a few words."""
 
 from __future__ import annotations
 
-import re
+from harness.hitl.shown import TAB, escape, safe
 
-# Control characters, the whole of Unicode's default-ignorable and bidirectional controls, line and paragraph
-# separators and lone surrogates. Left alone: newline, and the two variation selectors that emoji use.
-_UNSAFE = re.compile(
-    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u070f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
-    "\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0d\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3"
-    "\U0001d173-\U0001d17a\U000e0000-\U000e0fff\ud800-\udfff]"
-)
-
-TAB = "    "
-
-
-def safe(text: str) -> str:
-    r"""Return a text whose invisible and control characters are shown as escapes; tabs become blanks.
-
-    >>> safe("a\x1b[31mb")
-    'a\\x1b[31mb'
-    """
-    text = text.replace("\r\n", "\n").replace("\t", TAB)
-    return _UNSAFE.sub(lambda found: escape(found.group()), text)
-
-
-def escape(char: str) -> str:
-    r"""Return a character as Python writes it in a string: ``\x1b``, ``\u202e``."""
-    code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+__all__ = ["TAB", "age", "count", "escape", "one_line", "safe", "seconds", "shorten"]
 
 
 def one_line(text: str, width: int) -> str:

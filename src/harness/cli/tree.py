@@ -29,6 +29,7 @@ STYLES = {
     "failed": "red",
     "note": "dim italic",
     "warning": "yellow",
+    "asked": "bold yellow",
     "answer": "bold",
     "head": "bold",
     "reply": "",
@@ -49,6 +50,9 @@ MARKS = {
 }
 """How a task stands, as a symbol and its colour."""
 
+SIGNS = {"note": "·", "warning": "!", "asked": "?"}
+"""What stands before remarks."""
+
 LABEL_STYLES = ("cyan", "magenta", "blue", "green", "bright_cyan", "bright_magenta", "bright_blue", "bright_green")
 """Tasks take turns at them; red and yellow say that something is wrong."""
 
@@ -59,12 +63,27 @@ MOST_AT_WORK = 6
 """The most tasks whose work the footer names."""
 
 PAUSE = " · Ctrl-C pauses"
+STEER = " · a line + Enter steers"
 
 
 class Tree:
-    """Prints a run as a tree with a live footer."""
+    """Prints a run as a tree with a live footer.
 
-    def __init__(self, *, tokens: bool = False, live: bool = True, result_lines: int | None = RESULT_LINES) -> None:
+    Args:
+        tokens: show the end of replies while they arrive.
+        live: show the footer.
+        result_lines: the most lines of a result; None shows all of it.
+        steers: whether lines that are typed reach the agents; the footer says so where there is room.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: bool = False,
+        live: bool = True,
+        result_lines: int | None = RESULT_LINES,
+        steers: bool = False,
+    ) -> None:
         self.tokens = tokens
         self._console = Console(markup=False, highlight=False, emoji=False)
         self._narrator = Narrator(max(20, self._console.width - 10), result_lines=result_lines)
@@ -79,6 +98,7 @@ class Tree:
         self._spinner = Spinner("dots")
         self._live: Live | None = None
         self._wants_live = live
+        self._steers = steers
 
     def open(self, header: Header, ledger: Ledger) -> None:
         """Print what runs, and show the footer."""
@@ -89,16 +109,7 @@ class Tree:
         self._print("│ ", "│ ", safe(" · ".join(header.facts)), "dim")
         for note in header.notes:
             self._print("│ ", "│ ", safe(note), "magenta")
-        if self._wants_live:
-            self._live = Live(
-                _Footer(self),
-                console=self._console,
-                transient=True,
-                refresh_per_second=8,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._live.start()
+        self.go_on()
 
     def show(self, event: Event) -> None:
         """Print an event's lines."""
@@ -122,11 +133,29 @@ class Tree:
         """Print a remark of the command line's own."""
         self._line(Line("note", text, scope=scope))
 
-    def close(self) -> None:
-        """Take the footer away."""
+    def suspend(self) -> None:
+        """Take the footer away for a while."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
+
+    def go_on(self) -> None:
+        """Show the footer."""
+        if self._wants_live and self._live is None:
+            self._live = Live(
+                _Footer(self),
+                console=self._console,
+                transient=True,
+                refresh_per_second=8,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+
+    def close(self) -> None:
+        """Take the footer away for good."""
+        self._wants_live = False
+        self.suspend()
 
     def end(self, result: RunResult) -> None:
         """Print what was used."""
@@ -173,8 +202,9 @@ class Tree:
         facts = f"{doing} · {self._ledger.line()} · {safe(self._key)}"
         # How to stop is the last to go where the terminal is narrow.
         room = max(10, width - 3 - len(PAUSE))
+        steer = STEER if self._steers and cell_len(facts) + len(STEER) <= room else ""
         row = Table.grid(padding=(0, 1))
-        row.add_row(self._spinner, Text(one_line(facts, room) + PAUSE, style="dim", no_wrap=True))
+        row.add_row(self._spinner, Text(one_line(facts, room) + steer + PAUSE, style="dim", no_wrap=True))
         grid.add_row(row)
         return grid
 
@@ -227,8 +257,8 @@ class Tree:
         if line.kind == "answer":
             self._print("╰─ ", "   ", line.text, style)
             return
-        if line.kind in ("note", "warning"):
-            self._print("│  " + ("! " if line.kind == "warning" else "· "), "│    ", line.text, style)
+        if line.kind in SIGNS:
+            self._print(f"│  {SIGNS[line.kind]} ", "│    ", line.text, style)
             return
         rest = "│    "
         first = rest
@@ -250,8 +280,8 @@ class Tree:
             symbol, colour = MARKS[line.mark]
             first.append(f"{symbol}  ", colour)
             style = colour if line.mark in ("failed", "doubtful") else ""
-        elif line.kind in ("note", "warning"):
-            first.append("!  " if line.kind == "warning" else "·  ", style)
+        elif line.kind in SIGNS:
+            first.append(f"{SIGNS[line.kind]}  ", style)
         elif line.step and line.step != self._steps.get(line.scope):
             self._steps[line.scope] = line.step
             first.append(f"{line.step:<3}", "dim")

@@ -21,6 +21,7 @@ from harness.tools import as_tool, delegate, file_tools
 
 if TYPE_CHECKING:
     from harness.cli.config import AgentTable, ConfigFile, FileModel
+    from harness.hitl.base import Approver
     from harness.tools.base import Tool
 
 FILES_WORD = "files"
@@ -57,13 +58,16 @@ class Wired(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def wire(choices: Choices, *, trust: bool = False, server_named: bool = True) -> Wired:
+def wire(
+    choices: Choices, *, trust: bool = False, server_named: bool = True, approver: Approver | None = None
+) -> Wired:
     """Build the runtime for what was chosen.
 
     Args:
         choices: from the command line, or from the run that is resumed.
         trust: the user trusts the project's harness.toml.
         server_named: whether the user names the model now; False where only the run's journal does.
+        approver: who is asked about calls that wait for a person; None where nobody is here, and the run parks.
 
     Raises:
         ConfigError: something chosen does not exist or does not fit.
@@ -72,6 +76,7 @@ def wire(choices: Choices, *, trust: bool = False, server_named: bool = True) ->
         return wire_demo(choices)
     from harness.cli import config
     from harness.cli import trust as trusting
+    from harness.hitl import load_policy
 
     files = config.find(choices.config) if choices.config != "" else config.find_user()
     trusting.check(files, trust=trust)
@@ -80,6 +85,7 @@ def wire(choices: Choices, *, trust: bool = False, server_named: bool = True) ->
     crew = _Crew(choices, told, files)
     chosen = _chosen(choices, list(told.agents))
     crew.add(chosen)
+    crew.ask(tuple(choices.ask.split(",")) if choices.ask else ())
     agent_id = "" if choices.team or len(chosen) > 1 else chosen[0]
     endpoint = find_endpoint(choices.llm, choices.model, choices.protocol, told.llm, key_env=choices.api_key_env)
     trusting.check_server(endpoint.base_url, named_here=server_named, trust=trust)
@@ -103,6 +109,10 @@ def wire(choices: Choices, *, trust: bool = False, server_named: bool = True) ->
         agents=agents,
         tool_registry=crew.tools,
         guardrail_config=limits,
+        approver=approver,
+        policy=None if told.policy is None else load_policy(told.policy),
+        approve_plans=bool(told.approve_plans),
+        answer_within_s=told.answer_within_s,
         auto_resume=False,
         origin=_origin(kept),
     )
@@ -195,6 +205,25 @@ class _Crew:
                 others = [self.tools.get(tool).spec.delegate_to for tool in agent.allowed_tools or ()]
                 waiting += [other for other in others if other in self._told.agents]
 
+    def ask(self, names: tuple[str, ...]) -> None:
+        """Have tools ask before they run, of every agent that has them.
+
+        Raises:
+            ConfigError: no agent has such a tool.
+        """
+        for name in names:
+            having = [agent for agent in self.agents if name in (agent.allowed_tools or ())]
+            if not having:
+                raise ConfigError(
+                    f"--ask {name}: no agent at work has such a tool{nearest(name, self.tools.all_names())}"
+                )
+        self.agents = [
+            msgspec.structs.replace(agent, hitl_tools=tuple(dict.fromkeys((*agent.hitl_tools, *asked))))
+            if (asked := [name for name in names if name in (agent.allowed_tools or ())])
+            else agent
+            for agent in self.agents
+        ]
+
     def _agent(self, name: str) -> AgentConfig:
         table = self._told.agents.get(name)
         if table is None:
@@ -202,7 +231,23 @@ class _Crew:
                 self._register(tool)
             return READER
         file = next(file for file in reversed(self._files) if name in file.data.agents)
-        return _agent(name, table, file, tuple(self._tools_of(name, table, file)))
+        tools = tuple(self._tools_of(name, table, file))
+        return _agent(name, table, file, tools, self._asked_of(name, table, file, tools))
+
+    def _asked_of(self, name: str, table: AgentTable, file: ConfigFile, tools: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the tools of an agent that ask before they run, by the names a model calls them by."""
+        asked: list[str] = []
+        for word in table.hitl_tools:
+            loaded = self._loaded.get((file.path.absolute().parent, word))
+            names = [tool.spec.name for tool in self._readers] if word == FILES_WORD else [word]
+            names = [loaded.spec.name] if loaded is not None else names
+            if not set(names) <= set(tools):
+                at = f"{file.path}:{file.line('agents', name, 'hitl_tools')}"
+                raise ConfigError(
+                    f"{at}: hitl_tools of agent {name!r} names {word!r}, which is no tool of it{nearest(word, tools)}"
+                )
+            asked += names
+        return tuple(dict.fromkeys(asked))
 
     def _tools_of(self, name: str, table: AgentTable, file: ConfigFile) -> list[str]:
         """Register an agent's tools and return their names."""
@@ -273,7 +318,9 @@ def _load(word: str, folder: Path, at: str) -> Tool:
         raise ConfigError(f"{at}: the tool {word!r}: {error}") from error
 
 
-def _agent(name: str, table: AgentTable, file: ConfigFile, tools: tuple[str, ...]) -> AgentConfig:
+def _agent(
+    name: str, table: AgentTable, file: ConfigFile, tools: tuple[str, ...], asked: tuple[str, ...]
+) -> AgentConfig:
     prompt = table.prompt
     if table.prompt_file is not None:
         path = file.path.parent / table.prompt_file
@@ -286,6 +333,6 @@ def _agent(name: str, table: AgentTable, file: ConfigFile, tools: tuple[str, ...
         prompt = PROMPT if set(READER.allowed_tools or ()) & set(tools) else ""
     given = table.model_dump(exclude_none=True)
     settings = LLMSettings(**{key: given.pop(key) for key in LLMSettings.__struct_fields__ if key in given})
-    for key in ("role", "prompt", "prompt_file", "tools", "delegates"):
+    for key in ("role", "prompt", "prompt_file", "tools", "delegates", "hitl_tools"):
         given.pop(key, None)
-    return AgentConfig(name, table.role, prompt, tools, llm_settings=settings, **given)
+    return AgentConfig(name, table.role, prompt, tools, hitl_tools=asked, llm_settings=settings, **given)

@@ -95,6 +95,18 @@ class LLM(Protocol):
         ...
 
 
+@runtime_checkable
+class PricesCalls(Protocol):
+    """A language model that can say beforehand what a call may cost, so that a budget holds.
+
+    Without it the price counts as unknown: money is then limited after the fact, or not at all.
+    """
+
+    def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
+        """Return micro-dollars for a call of this size, or None where the price is unknown. Quick: it may not wait."""
+        ...
+
+
 @asynccontextmanager
 async def closing(stream: AsyncIterator[LLMDelta]) -> AsyncGenerator[AsyncIterator[LLMDelta]]:
     """Close a stream on the way out, so that a cancelled or abandoned call lets go of its connection at once."""

@@ -91,6 +91,10 @@ class OpenAILLM:
         """Make one call and yield its deltas."""
         return (self._llm if request.response_schema is None else self._schemed).stream(request)
 
+    def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
+        """Price a call beforehand, in micro-dollars: ``cost_fn``, then the price list; None where neither knows."""
+        return self._chat.price(input_tokens, output_tokens)
+
     async def aclose(self) -> None:
         """Close idle connections. Optional: they are closed with the event loop too."""
         await self._chat.clients.aclose()
@@ -130,6 +134,17 @@ class _ChatCompletions:
         finished = reply.response(request)
         usage = await self._usage(reply, headers)
         yield ResponseDone(msgspec.structs.replace(finished, usage=usage))
+
+    def price(self, input_tokens: int, output_tokens: int) -> int | None:
+        """Price a call beforehand."""
+        if self._cost_fn is not None:
+            total = input_tokens + output_tokens
+            call = CallUsage(tokens_in=input_tokens, tokens_out=output_tokens, total_tokens=total, model=self.name)
+            if (cost := asked_cost(self._cost_fn, call)) is not None:
+                return cost
+        if self.clients.is_local:
+            return None
+        return listed_cost(self.name, self.clients.base_url, Usage(input_tokens, output_tokens))
 
     async def _usage(self, reply: Assembly, headers: Mapping[str, str]) -> Usage:
         """Read what the provider reported and price it: gateway, then ``cost_fn``, then the price list."""

@@ -8,7 +8,8 @@ from typing import TypeAlias, final
 import msgspec
 
 from harness.agent import AgentConfig
-from harness.budget import GuardrailConfig, exceeded
+from harness.approval import Gate, Seal
+from harness.budget import ASSUMED_OUTPUT_TOKENS, GuardrailConfig, Price, Reservation, exceeded, reserve, total
 from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed, Share
 from harness.state import RunState, ScopeState
 from harness.tools.base import ToolSpec
@@ -39,6 +40,14 @@ class RunConfig(msgspec.Struct, frozen=True):
         overhead_tokens: estimated tokens of the system prompt and the tools' schemas.
         count: estimates the tokens of a text.
         team: the agents that work may be given to, by id.
+        gate: decides which calls may run, are forbidden or asked about; None lets all run.
+        seal: checks answers.
+        definitions: a digest of each tool's definition, by name.
+        human: whether a person can be asked about more than the gate asks: calls in doubt.
+        ask_plan: whether a plan waits for a person's yes.
+        answer_within_s: seconds a question stands; None for ever.
+        price: prices a call of the agent's model; None where nobody can.
+        prices: the same for the models that are asked instead of it, by purpose.
     """
 
     agent: AgentConfig
@@ -47,6 +56,14 @@ class RunConfig(msgspec.Struct, frozen=True):
     overhead_tokens: int = 0
     count: TokenCounter = chars_over_four
     team: Mapping[str, Member] = {}
+    gate: Gate | None = None
+    seal: Seal | None = None
+    definitions: Mapping[str, str] = {}
+    human: bool = False
+    ask_plan: bool = False
+    answer_within_s: float | None = None
+    price: Price | None = None
+    prices: Mapping[LLMPurpose, Price | None] = {}
 
 
 @final
@@ -62,16 +79,76 @@ class Pause(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Step: TypeAlias = Record | Pause
-"""What a strategy may ask for: a fact to write down, a call to start (its Started record), or a pause."""
+@final
+class Wait(msgspec.Struct, frozen=True):
+    """Ask the scope's strategy again when any call in the run has ended. Never journaled.
+
+    Attributes:
+        scope: the scope that waits.
+    """
+
+    scope: str
+
+
+@final
+class Ask(msgspec.Struct, frozen=True):
+    """Have a person answer a question that stands. Never journaled: the next process asks again.
+
+    Attributes:
+        scope: the scope it is about.
+        index: the position of the call; -1 for a plan.
+        approval_id: the question.
+    """
+
+    scope: str
+    index: int
+    approval_id: str
+
+
+Step: TypeAlias = Record | Pause | Ask | Wait
+"""What a strategy may ask for: a fact to write down, a call to start (its Started record), a pause, a question, or to
+be asked again."""
 
 Strategy: TypeAlias = Callable[[ScopeState, RunState, RunConfig], Sequence[Step]]
 """Pure and total. An empty answer means that the scope waits for what is in flight."""
 
 
-def out_of_budget(run: RunState, limit: str) -> Sequence[Step]:
+def out_of_budget(scope: ScopeState, run: RunState, limit: str) -> Sequence[Step]:
     """End the whole run at a limit, once what is in flight anywhere in it has its outcome."""
-    return () if run.in_flight else [fail_run(run, "budget", f"{limit}; raise the limit and resume to go on")]
+    if run.in_flight:
+        return [Wait(scope.scope)]
+    return [fail_run(run, "budget", f"{limit}; raise the limit and resume to go on")]
+
+
+def start_call(
+    scope: ScopeState,
+    run: RunState,
+    config: RunConfig,
+    purpose: LLMPurpose,
+    *,
+    attempt: int,
+    tokens: int,
+    upto: int = 0,
+) -> Sequence[Step]:
+    """Start a model call whose worst case fits into the run's budget; wait, or end the run, where it does not.
+
+    While other calls hold a part of the budget it is waited for what they leave: they may use less than they hold.
+    """
+    asked = config.agent.llm_settings.max_output_tokens
+    price = config.price if purpose == "step" else config.prices.get(purpose, config.price)
+    estimate = max(tokens, int(tokens * scope.calibration))
+    held = reserve(run.spent, run.reserved, config.limits, tokens=estimate, output=asked, price=price)
+    if type(held) is str:
+        return out_of_budget(scope, run, exceeded(run.spent, config.limits) or held)
+    assert type(held) is Reservation  # the other of the two
+    lowered = held.output_tokens < (ASSUMED_OUTPUT_TOKENS if asked is None else asked)
+    if lowered and run.reserved.output_tokens:
+        return [Wait(scope.scope)]
+    max_output = held.output_tokens if lowered else 0
+    priced = held.cost_microusd > 0 or price is not None
+    return [
+        LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, priced)
+    ]  # fmt: skip
 
 
 def fail_run(run: RunState, reason: FailureReason, error: str) -> RunFailed:
@@ -90,7 +167,8 @@ def partial_answer(run: RunState) -> str:
 def shares(run: RunState) -> tuple[Share, ...]:
     """Return what was used so far, by call site, agent and task."""
     return tuple(
-        Share(site, usage, agent_id, task_id) for (site, agent_id, task_id), usage in run.shares.items()
+        Share(site, total(charges), agent_id, task_id)
+        for (site, agent_id, task_id), charges in run.charges.items()
     )  # fmt: skip
 
 
@@ -126,11 +204,11 @@ def ask(
     if scope.llm is not None or scope.pausing:
         return ()
     if limit := exceeded(run.spent, config.limits):
-        return out_of_budget(run, limit)
+        return out_of_budget(scope, run, limit)
     failure = scope.failure
     if failure is not None:
         if not failure.transient or scope.failures >= config.agent.max_llm_attempts:
             return failure
         if not scope.waited:
             return [Pause(scope.scope, failure.retry_in_s)]
-    return [LLMStarted(scope.step + 1, scope.scope, scope.failures + 1, purpose, tokens)]
+    return start_call(scope, run, config, purpose, attempt=scope.failures + 1, tokens=tokens)

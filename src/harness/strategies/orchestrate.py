@@ -33,6 +33,7 @@ from harness.state import PlanState, RunState, ScopeState, TaskState
 from harness.strategies import prompts
 from harness.strategies.base import RunConfig, Step, ask, fail_run, out_of_budget, shares
 from harness.strategies.dispatch import read_reply
+from harness.strategies.plan_gate import hold
 from harness.strategies.tasks import (
     LOST,
     USED,
@@ -52,6 +53,8 @@ MAX_PROBLEMS = 20
 MAX_PROBLEM_CHARS = 500
 """What is wrong with a plan is told in so many problems, each in so many characters."""
 
+CORRECTED = "a human has corrected it"
+
 MAX_SYNTHESIS_ERRORS = 1
 """Replies of the synthesiser that could not be used before the results are joined instead, less one."""
 
@@ -69,6 +72,8 @@ def orchestrate(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         return _ask_planner(scope, run, config)
     if plan.synthesis is not None:
         return [_finish(scope, run, config, plan, plan.synthesis)]
+    if (held := hold(scope, run, config, plan)) is not None:
+        return _ask_planner(scope, run, config) if held.corrected else held.steps
     found = verdicts(plan, config.limits)
     if todo := _next_tasks(scope, run, config, plan, found):
         return todo
@@ -104,7 +109,7 @@ def _next_tasks(
         member = config.team[task.agent_id]
         if free > 0 and running.get(task.agent_id, 0) < member.agent.max_parallel_tasks:
             if limit := exceeded(run.spent, config.limits):
-                return todo or out_of_budget(run, limit)
+                return todo or out_of_budget(scope, run, limit)
             free -= 1
             running[task.agent_id] = running.get(task.agent_id, 0) + 1
             todo.append(_open(scope, config, plan, found, state))
@@ -209,7 +214,7 @@ def _replanned(scope: ScopeState, config: RunConfig, plan: PlanState, reply: pro
     return Replanned(
         tasks,
         trigger,
-        what_went_wrong(plan.tasks[trigger]) if trigger else "",
+        what_went_wrong(plan.tasks[trigger]) if trigger else CORRECTED if scope.guidance else "",
         plan.replans + 1,
         reply.rationale,
         tuple(kept),

@@ -90,7 +90,8 @@ def _planner(limits: GuardrailConfig) -> str:
 
 
 def _about(scope: ScopeState, config: RunConfig) -> str:
-    return f"{_conversation(scope)}Goal:\n{scope.goal}\n\nAgents:\n{_team(config.team)}"
+    told = "".join(f"\n\nHuman guidance: {text}" for text, _ in scope.guidance)
+    return f"{_conversation(scope)}Goal:\n{scope.goal}{told}\n\nAgents:\n{_team(config.team)}"
 
 
 def _team(team: Mapping[str, Member]) -> str:
@@ -123,6 +124,7 @@ def _plan_so_far(scope: ScopeState, config: RunConfig) -> str:
     wrong = [
         f"{task_id!r}: {what_went_wrong(plan.tasks[task_id])}" for task_id in plan.tasks if found[task_id] == "replan"
     ]
+    wrong += [f"what a human says of it: {text}" for text, _ in scope.guidance[-1:]]
     lines += [
         "",
         f"It cannot go on as it is, because of {'; '.join(wrong)}.",

@@ -7,13 +7,12 @@ Everything here reads what was folded and compares numbers; nothing awaits, writ
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from harness import working_memory
-from harness.budget import exceeded, wall_is_over
+from harness.budget import wall_is_over
 from harness.keys import delegate_scope
 from harness.messages import Text
 from harness.records import (
@@ -21,7 +20,6 @@ from harness.records import (
     Dropped,
     Effect,
     FailureReason,
-    LLMStarted,
     Noted,
     RunFinished,
     ScopeClosed,
@@ -30,8 +28,18 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import CallState, RunState, ScopeState
-from harness.strategies.base import Pause, RunConfig, Step, fail_scope, out_of_budget, parent_of, shares
-from harness.tools.base import task_of
+from harness.strategies.base import (
+    Pause,
+    RunConfig,
+    Step,
+    fail_scope,
+    out_of_budget,
+    parent_of,
+    shares,
+    start_call,
+)
+from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome
+from harness.tools.base import ToolSpec, task_of
 
 
 def react(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
@@ -53,8 +61,8 @@ def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     if scope.llm is not None or scope.pausing:
         return ()
     agent = config.agent
-    if limit := exceeded(run.spent, config.limits):
-        return out_of_budget(run, limit)
+    if limit := wall_is_over(run.spent, config.limits):
+        return out_of_budget(scope, run, limit)
     if (failure := scope.failure) is not None and not scope.compaction_failed:
         if not failure.transient or scope.failures >= agent.max_llm_attempts:
             if failure.purpose == "step":
@@ -67,25 +75,26 @@ def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         return [fail_scope(scope, run, "max_steps", f"no answer within max_steps={agent.max_steps}")]
     if scope.stale and (step := _stale(scope, run, config)):
         return [step]
-    if working_memory.is_over(scope, agent.working_memory_max_tokens) and (step := _make_room(scope, config)):
-        return [step]
+    if working_memory.is_over(scope, agent.working_memory_max_tokens) and (steps := _make_room(scope, run, config)):
+        return steps
     attempt = scope.failures + 1 if scope.failure is not None and scope.failure.purpose == "step" else 1
     tokens = scope.total_tokens + config.overhead_tokens
-    return [LLMStarted(scope.step + 1, scope.scope, attempt, "step", tokens)]
+    return start_call(scope, run, config, "step", attempt=attempt, tokens=tokens)
 
 
-def _make_room(scope: ScopeState, config: RunConfig) -> LLMStarted | Dropped | None:
+def _make_room(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     """Summarise the oldest half; after two passes that did not help, or one that failed, drop the oldest."""
     given_up = scope.failures >= config.agent.max_llm_attempts
     if scope.passes < working_memory.MAX_PASSES and not scope.compaction_failed and not given_up:
         if upto := working_memory.half_point(scope):
             tokens = sum(scope.tokens[:upto])
-            return LLMStarted(scope.step + 1, scope.scope, scope.failures + 1, "compaction", tokens, upto)
+            attempt = scope.failures + 1
+            return start_call(scope, run, config, "compaction", attempt=attempt, tokens=tokens, upto=upto)
         if scope.summary_tokens <= config.agent.working_memory_max_tokens / 2:
-            return None  # what is left is the last step; it cannot be cut
+            return ()  # what is left is the last step; it cannot be cut
     if upto := working_memory.drop_point(scope, config.agent.working_memory_max_tokens):
-        return Dropped(scope.step + 1, upto, scope.scope)
-    return None
+        return [Dropped(scope.step + 1, upto, scope.scope)]
+    return ()
 
 
 def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
@@ -116,36 +125,39 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
             waiting.append(index)
     allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
     if waiting and (over := wall_is_over(run.spent, config.limits)):
-        return out_of_budget(run, over)
+        return out_of_budget(scope, run, over)
+    uses = run.uses if config.gate is None else dict(run.uses)
     for index in waiting:
-        step = _next_for(scope, config, index, scope.calls[index])
+        step = _next_for(scope, run, config, index, uses)
+        if step is None:
+            continue
         if type(step) is ToolStarted or type(step) is ScopeOpened:
             if in_flight >= config.agent.max_parallel_tools:
                 break
             if allowed is not None and not (type(step) is ToolStarted and step.reconcile):
                 if started >= allowed:
-                    return todo or out_of_budget(run, f"max_tool_calls={allowed} is reached")
+                    return todo or out_of_budget(scope, run, f"max_tool_calls={allowed} is reached")
                 started += 1
             in_flight += 1
+            if type(step) is ToolStarted:
+                for rule in step.rules:
+                    uses[rule] = uses.get(rule, 0) + 1
         todo.append(step)
     return todo
 
 
-def _next_for(
-    scope: ScopeState, config: RunConfig, index: int, call: CallState
-) -> ToolStarted | ToolFinished | ScopeOpened:
+def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, uses: Mapping[str, int]) -> Step | None:
     """Start a call; settle one that an older driver started by the stricter of its recorded and current effect."""
+    call = scope.calls[index]
     name = call.call.name
     spec = config.tools.get(name)
     clock_s = 0.0
     if call.closed is not None:
         return _delegated(scope, config, index, call.call.name, call.closed)
-    if spec is not None and spec.delegate_to:
-        return _delegate(scope, config, index, call, spec.delegate_to)
     if spec is None:
         text = f"unknown tool {name!r}; the tools are: {', '.join(config.tools) or 'none'}"
         if call.attempt and call.effect == "once":
-            text = _unknown_outcome(call)
+            text = unknown_outcome(call)
         status = "unknown" if call.attempt else "invalid"
         return ToolFinished(scope.step, index, name, status, text, clock_s, scope.scope, tokens=config.count(text))
     effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
@@ -155,9 +167,35 @@ def _next_for(
     if call.attempt and in_doubt and not call.may_run:
         if spec.reconciles and not call.copied:
             return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
-        text = _unknown_outcome(call)
-        return ToolFinished(scope.step, index, name, "unknown", text, clock_s, scope.scope, tokens=config.count(text))
-    return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt + 1)
+        return _in_doubt(scope, run, config, index, spec)
+    if config.gate is not None or call.request is not None:
+        passed = gate(scope, run, config, index, spec, uses)
+        if not isinstance(passed, Passed):
+            return passed
+    else:
+        passed = FREE
+    if spec.delegate_to:
+        return _delegate(scope, config, index, call, spec.delegate_to)
+    return ToolStarted(
+        scope.step, index, name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
+    )  # fmt: skip
+
+
+def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Step | None:
+    """Settle a call whose outcome is lost: a person says what to do where one can be asked, else the model is told."""
+    call = scope.calls[index]
+    asked = call.request is not None and call.request.kind == "in_doubt"
+    if not asked and (not config.human or call.copied):
+        return unknown(scope, config, index)
+    outcome = in_doubt(scope, run, config, index, spec)
+    return _start(scope, index, call, spec, outcome) if isinstance(outcome, Passed) else outcome
+
+
+def _start(scope: ScopeState, index: int, call: CallState, spec: ToolSpec, passed: Passed) -> ToolStarted:
+    effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
+    return ToolStarted(
+        scope.step, index, spec.name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
+    )  # fmt: skip
 
 
 def _delegate(
@@ -170,7 +208,7 @@ def _delegate(
     elif agent_id not in config.team:
         text = f"there is no agent {agent_id!r} here any more; do this yourself"
     else:
-        task = task_of(call.call.arguments)
+        task = task_of(call.arguments)
         child = delegate_scope(scope.scope, scope.step, index, agent_id)
         return ScopeOpened(child, agent_id, task, config.count(task), scope.scope, step=scope.step, index=index)
     tokens = config.count(text)
@@ -185,14 +223,6 @@ def _delegated(scope: ScopeState, config: RunConfig, index: int, name: str, clos
     text = working_memory.cap(text, config.agent.max_result_chars)
     status = "ok" if closed.success else "error"
     return ToolFinished(scope.step, index, name, status, text, 0.0, scope.scope, tokens=config.count(text))
-
-
-def _unknown_outcome(call: CallState) -> str:
-    at = datetime.datetime.fromtimestamp(call.started_at, datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    return (
-        f"{call.call.name} was started at {at} and its outcome is unknown: it was interrupted and may or may not have "
-        "had its effect. It was not run again. Find out what happened before you call it again."
-    )
 
 
 def _stricter(recorded: Effect, current: Effect) -> Effect:

@@ -14,6 +14,7 @@ import msgspec
 from harness.checkpoint.base import LEASE_S, CheckpointStore, Owner, RunQuery, RunSummary
 from harness.errors import CheckpointError
 from harness.llm.base import LLM, LLMDelta, LLMRequest, ResponseDone
+from harness.mailbox import Command, Mail
 from harness.records import Entry, ProcessId, Record
 
 When: TypeAlias = Literal["before", "after"]
@@ -98,6 +99,18 @@ class CrashingStore:
     async def get_blob(self, run_id: str, digest: str, /) -> bytes:
         """Return a kept value."""
         return await self._store.get_blob(run_id, digest)
+
+    async def post(self, run_id: str, command: Command, /) -> Mail:
+        """Put a command into a run's mailbox."""
+        return await self._store.post(run_id, command)
+
+    async def inbox(self, run_id: str, /) -> list[Mail]:
+        """Return what is in a run's mailbox."""
+        return await self._store.inbox(run_id)
+
+    async def discard_mail(self, run_id: str, ids: Sequence[str], /) -> None:
+        """Remove commands that were taken."""
+        await self._store.discard_mail(run_id, ids)
 
     async def close(self) -> None:
         """Close the wrapped store."""

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from harness.budget import Usage
+from harness.budget import Price, Usage
 from harness.llm.base import LLMDelta, LLMRequest, LLMResponse, ResponseDone, TextDelta
 from harness.messages import JSON, Part, Text, ToolCall
 from harness.records import Effect
@@ -45,6 +45,7 @@ class ScriptedLLM:
         delay_s: seconds before each reply.
         usage: what each call reports; None reports estimates.
         name: the model's name.
+        price: prices a call: takes input and output tokens, returns micro-dollars; None for an unknown price.
 
     Attributes:
         requests: every request so far.
@@ -64,13 +65,19 @@ class ScriptedLLM:
         delay_s: float = 0.0,
         usage: Usage | None = None,
         name: str = "scripted",
+        price: Price | None = None,
     ) -> None:
         self.name = name
+        self._price = price
         self.requests: list[LLMRequest] = []
         self._choose = script if callable(script) else _in_order(list(script))
         self._summary = summary
         self._delay_s = delay_s
         self._usage = usage
+
+    def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
+        """Price a call."""
+        return self._price(input_tokens, output_tokens) if self._price is not None else None
 
     async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Yield the scripted reply, its text word by word."""

@@ -22,7 +22,8 @@ import pytest_asyncio
 
 from harness.budget import Spent
 from harness.checkpoint.base import CheckpointStore, Owner, RunQuery, RunSummary, this_process
-from harness.errors import CheckpointConflict, CheckpointError, OwnershipLost
+from harness.errors import CheckpointConflict, CheckpointError, OwnershipLost, RunNotFound
+from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
 from harness.records import (
     VERSION,
     DriverStarted,
@@ -36,6 +37,7 @@ from harness.records import (
     RunCancelled,
     RunFailed,
     RunFinished,
+    RunParked,
     RunStarted,
 )
 
@@ -396,7 +398,7 @@ class CheckpointStoreContract:
         async def status() -> str:
             (run,) = await summaries(store)
             assert await summaries(store, RunQuery(status=run.status)) == [run]
-            for other in ("running", "interrupted", "finished", "failed", "cancelled"):
+            for other in ("running", "interrupted", "waiting", "finished", "failed", "cancelled"):
                 assert other == run.status or not await summaries(store, RunQuery(status=other))
             return run.status
 
@@ -410,11 +412,136 @@ class CheckpointStoreContract:
         await store.release(owner)
         assert await status() == "interrupted"
         owner = await store.claim("run", me)
-        await store.append("run", 4, [RunCancelled("enough", 1, Spent())], owner=owner)
+        await store.append("run", 4, [noted(1), RunParked(("q1",), 1, Spent())], owner=owner)
+        await store.release(owner)
+        assert await status() == "waiting"
+        await store.post("run", Guidance("Go on.", "ann"))
+        assert await status() == "waiting"
+        owner = await store.claim("run", me)
+        await store.append("run", 6, [DriverStarted(VERSION, 2, me)], owner=owner)
+        assert await status() == "running"
+        await store.append("run", 7, [RunCancelled("enough", 1, Spent())], owner=owner)
         assert await status() == "cancelled"
-        await store.append("run", 5, [Reopened("no"), noted(2), RunFinished("12", 1.0, 2, Spent())], owner=owner)
-        await store.append("run", 8, [noted(3)], owner=owner)
+        await store.append("run", 8, [Reopened("no"), noted(2), RunFinished("12", 1.0, 2, Spent())], owner=owner)
+        await store.append("run", 11, [noted(3)], owner=owner)
         assert await status() == "finished"
+
+    # Mailboxes
+
+    async def begin(self, store: CheckpointStore, me: ProcessId, run_id: str = "run") -> Owner:
+        """Write the first record of a run, so that it has a mailbox."""
+        owner = await store.claim(run_id, me)
+        await store.append(run_id, 0, [started()], owner=owner)
+        return owner
+
+    async def test_commands_are_received_in_order_and_whole(self, store: CheckpointStore, me: ProcessId) -> None:
+        await self.begin(store, me)
+        commands: list[Command] = [
+            Answer("q1", "edit", "änn 🦔", "ab" * 32, "a\n\x00\x1b[31m", '{"to":"bob"}'),
+            *(Guidance(f"number {number}", "ann", "clerk") for number in range(20)),
+            Cancel("enough " * 20_000, "bob"),
+        ]
+        posted = [await store.post("run", command) for command in commands]
+        assert [mail.command for mail in posted] == commands
+        assert len({mail.id for mail in posted}) == len(commands)
+        assert await store.inbox("run") == posted
+        assert await store.inbox("run") == posted, "looking takes nothing"
+        times = [mail.received_at for mail in posted]
+        assert times == sorted(times)
+        assert times[0] > 0
+
+    async def test_commands_stay_until_they_are_discarded(self, store: CheckpointStore, me: ProcessId) -> None:
+        await self.begin(store, me)
+        posted = [await store.post("run", Guidance(str(number), "ann")) for number in range(4)]
+        await store.discard_mail("run", [posted[2].id, posted[0].id])
+        assert await store.inbox("run") == [posted[1], posted[3]]
+        await store.discard_mail("run", [posted[2].id, "no such command", "../run", "", "*"])
+        await store.discard_mail("run", [])
+        assert await store.inbox("run") == [posted[1], posted[3]]
+        await store.discard_mail("run", [mail.id for mail in posted])
+        assert await store.inbox("run") == []
+        late = await store.post("run", Guidance("late", "ann"))
+        assert await store.inbox("run") == [late]
+
+    async def test_an_unknown_run_has_no_mailbox(self, store: CheckpointStore, me: ProcessId) -> None:
+        with pytest.raises(RunNotFound, match="nobody"):
+            await store.post("nobody", Cancel("", "ann"))
+        await store.claim("empty", me)
+        with pytest.raises(RunNotFound, match="empty"):
+            await store.post("empty", Cancel("", "ann"))
+        assert await store.inbox("nobody") == []
+        assert await store.inbox("empty") == []
+        await store.discard_mail("nobody", ["x"])
+        assert await summaries(store) == []
+
+    async def test_a_deleted_run_has_no_mail_and_one_begun_anew_has_none_of_it(
+        self, store: CheckpointStore, me: ProcessId
+    ) -> None:
+        await self.begin(store, me)
+        await store.post("run", Cancel("", "ann"))
+        await store.delete("run")
+        assert await store.inbox("run") == []
+        with pytest.raises(RunNotFound):
+            await store.post("run", Cancel("", "ann"))
+        await self.begin(store, me)
+        assert await store.inbox("run") == []
+
+    async def test_anybody_may_post_whoever_owns_the_run(self, store: CheckpointStore, me: ProcessId) -> None:
+        owner = await self.begin(store, me)
+        mail = await store.post("run", Guidance("while it is owned", "ann"))
+        await store.append("run", 1, [noted(1)], owner=owner)
+        assert await store.inbox("run") == [mail]
+        await store.release(owner)
+        later = await store.post("run", Guidance("while nobody owns it", "ann"))
+        assert await store.inbox("run") == [mail, later]
+        assert len(await journal(store, "run")) == 2, "a command is no record"
+
+    async def test_runs_do_not_see_each_others_mail(self, store: CheckpointStore, me: ProcessId) -> None:
+        kept: dict[str, Mail] = {}
+        for number, run_id in enumerate(HOSTILE_IDS):
+            try:
+                await self.begin(store, me, run_id)
+            except CheckpointError:
+                continue
+            kept[run_id] = await store.post(run_id, Guidance(f"number {number}", "ann"))
+        for run_id, mail in kept.items():
+            assert await store.inbox(run_id) == [mail]
+        for run_id in kept:
+            others = [mail.id for other, mail in kept.items() if other != run_id]
+            await store.discard_mail(run_id, others)
+        for run_id, mail in kept.items():
+            assert await store.inbox(run_id) == [mail], "nobody discards another run's mail"
+            assert await store.delete(run_id)
+            assert await store.inbox(run_id) == []
+
+    async def test_many_may_post_at_once(self, store: CheckpointStore, me: ProcessId) -> None:
+        await self.begin(store, me)
+        posted = await asyncio.gather(*(store.post("run", Guidance(str(number), "ann")) for number in range(50)))
+        found = await store.inbox("run")
+        assert sorted(mail.id for mail in found) == sorted(mail.id for mail in posted)
+        assert {mail.command for mail in found} == {mail.command for mail in posted}
+
+    async def test_mail_is_kept_over_a_reopening(
+        self, open_store: Callable[[], CheckpointStore], me: ProcessId
+    ) -> None:
+        if not self.reopens:
+            pytest.skip("this store keeps nothing when it is closed")
+        first, second = open_store(), open_store()
+        owner = await self.begin(first, me)
+        posted = [
+            await second.post("run", Guidance("from elsewhere", "ann")),
+            await first.post("run", Cancel("", "me")),
+        ]
+        assert await first.inbox("run") == await second.inbox("run") == posted
+        await first.release(owner)
+        await first.close()
+        await second.close()
+        third = open_store()
+        assert await third.inbox("run") == posted
+        await third.discard_mail("run", [posted[0].id])
+        await third.close()
+        assert await first.inbox("run") == posted[1:]
+        await first.close()
 
     # Blobs
 

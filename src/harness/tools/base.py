@@ -27,6 +27,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         effect: what running it twice would mean.
         timeout_s: seconds one call may take.
         reconciles: whether ``reconcile`` can tell what became of a lost call.
+        workspace: the folder it works in, as an approval of its calls is bound to it.
         delegate_to: the agent that does the work; empty for a tool that is a function.
     """
 
@@ -37,6 +38,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     timeout_s: float = DEFAULT_TIMEOUT_S
     reconciles: bool = False
     delegate_to: str = ""
+    workspace: str = ""
 
 
 class ToolOutput(msgspec.Struct, frozen=True):

@@ -1,0 +1,122 @@
+"""The port to people: who answers when the gate asks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+
+from harness.approval import Decision
+from harness.messages import JSON
+from harness.records import ApprovalKind
+
+
+class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One question to a person.
+
+    Attributes:
+        approval_id: names the question; the same in every process.
+        kind: ``tool``: may this call run? ``in_doubt``: it was interrupted, what is to be done? ``plan``: may it be
+            carried out?
+        tool: the tool's name; ``plan`` for a plan.
+        arguments: the call's whole arguments, or the plan, as plain data.
+        digest: what an answer is bound to.
+        run_id: the run.
+        key: what resumes the run.
+        agent_id: who asks for the call.
+        scope: the piece of work it belongs to.
+        step: the agent's step.
+        reason: why it is asked.
+        session: what "allow for this session" would cover; empty where that is not offered.
+        expires_at: when it is too late to answer, seconds since the epoch; 0 for never.
+
+    >>> ApprovalRequest(approval_id="a1", tool="send", arguments={"to": "ann"}, digest="", run_id="r1").kind
+    'tool'
+    """
+
+    approval_id: str
+    tool: str
+    arguments: Mapping[str, JSON]
+    digest: str
+    run_id: str
+    key: str = ""
+    kind: ApprovalKind = "tool"
+    agent_id: str = ""
+    scope: str = ""
+    step: int = 0
+    reason: str = ""
+    session: tuple[str, ...] = ()
+    expires_at: float = 0.0
+
+
+@runtime_checkable
+class Approver(Protocol):
+    """Answers questions.
+
+    ``decide`` is cancelled when the question is answered elsewhere. What it raises counts as no answer; it never
+    approves.
+
+    Attributes:
+        name: who answers, as it is written down: ``console:ann``.
+    """
+
+    name: str
+
+    async def decide(self, request: ApprovalRequest, /) -> Decision | None:
+        """Answer, or return None: whoever comes next is asked, and where nobody is the run parks."""
+        ...
+
+
+Answering: TypeAlias = Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None]
+
+
+class CallbackApprover:
+    """Answers by a function of your own.
+
+    Args:
+        function: called with the request; returns a decision or None.
+        name: who answers, as it is written down.
+
+    >>> from harness.approval import Approve, Reject
+    >>> def small_sums(request):
+    ...     return Approve() if request.arguments["cents"] < 1000 else Reject("ask the boss")
+    >>> CallbackApprover(small_sums, name="small sums").name
+    'small sums'
+    """
+
+    def __init__(
+        self,
+        function: Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None],
+        name: str = "callback",
+    ) -> None:
+        self.name = name
+        self._function = function
+
+    async def decide(self, request: ApprovalRequest, /) -> Decision | None:
+        """Return what the function returns."""
+        answer = self._function(request)
+        return await answer if isinstance(answer, Awaitable) else answer
+
+
+class ApproverChain:
+    """Asks one after the other until somebody answers.
+
+    Args:
+        approvers: whom to ask, in order.
+
+    >>> ApproverChain(CallbackApprover(lambda request: None), CallbackApprover(lambda request: None)).name
+    'callback, callback'
+    """
+
+    def __init__(self, *approvers: Approver) -> None:
+        self._approvers = approvers
+        self.name = ", ".join(approver.name for approver in approvers)
+
+    async def decide(self, request: ApprovalRequest, /) -> Decision | None:
+        """Return the first answer."""
+        for approver in self._approvers:
+            if (decision := await approver.decide(request)) is not None:
+                self.name = approver.name
+                return decision
+        return None

@@ -1,0 +1,214 @@
+"""A budget is a ceiling: the worst case of a call is reserved before it is sent, over every agent of a run.
+
+What was spent is counted at the model, not in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness import (
+    AgentConfig,
+    AgentRuntime,
+    Failed,
+    Finished,
+    GuardrailConfig,
+    LLMError,
+    LLMSettings,
+    MemoryCheckpointStore,
+    Plan,
+    Task,
+    Usage,
+    delegate,
+)
+from harness.llm.base import LLMDelta, LLMRequest, LLMResponse, ResponseDone, TextDelta
+from harness.messages import Text, ToolCall
+from harness.testing import ScriptedLLM
+from harness.working_memory import part_tokens
+
+
+class Meter:
+    """A model that charges for what it is sent and answers, up to the limit it is given, and counts by itself.
+
+    Args:
+        seed: chooses the replies.
+        rates: micro-dollars for a token in and a token out.
+        calls: what it may ask for instead of answering.
+        fails: how often it breaks off in the middle of a reply.
+    """
+
+    name = "meter"
+    provider = "test"
+
+    def __init__(self, seed: int, rates: tuple[int, int], *, calls: bool = False, fails: float = 0.0) -> None:
+        self._chance = random.Random(seed)
+        self._rates = rates
+        self._calls = calls
+        self._fails = fails
+        self.sent = self.cost = self.tokens_in = self.tokens_out = 0
+
+    def price(self, input_tokens: int, output_tokens: int, /) -> int:
+        return input_tokens * self._rates[0] + output_tokens * self._rates[1]
+
+    async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+        # The worst that can come: the whole output limit, or what is assumed where there is none.
+        tokens_in = sum(part_tokens(message.parts) for message in request.messages) + (len(request.system) + 3) // 4
+        most = request.settings.max_output_tokens or 4096
+        tokens_out = self._chance.choice([most, self._chance.randint(0, most)])
+        self.sent += 1
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.cost += self.price(tokens_in, tokens_out)
+        await asyncio.sleep(0)
+        if self._chance.random() < self._fails:
+            yield TextDelta("half")
+            raise LLMError("the connection broke")
+        usage = Usage(tokens_in, tokens_out, cost_microusd=self.price(tokens_in, tokens_out))
+        yield ResponseDone(LLMResponse(self._reply(request), "stop", usage, self.name))
+
+    def _reply(self, request: LLMRequest) -> tuple[Text | ToolCall, ...]:
+        if request.response_schema is not None:
+            return (Text(json.dumps({"answer": "all", "confidence": 0.9, "tasks": [], "rationale": ""})),)
+        if self._calls and request.tools and len(request.messages) < 6 and self._chance.random() < 0.5:
+            name = self._chance.choice(request.tools).name
+            return (ToolCall("c", name, json.dumps({"task": f"part {self._chance.random()}"})),)
+        return (Text("done"),)
+
+
+def plan_of(count: int, chance: random.Random) -> Plan:
+    tasks = [
+        Task(
+            f"t{n}",
+            chance.choice(["a", "b"]),
+            f"Do part {n}.",
+            depends_on=tuple(f"t{k}" for k in range(n) if chance.random() < 0.2),
+            on_failure=chance.choice(["retry", "skip", "replan", "abort"]),
+        )
+        for n in range(count)
+    ]
+    return Plan(tasks)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 12),
+    rates=st.tuples(st.integers(1, 30), st.integers(1, 90)),
+    dollars=st.one_of(st.none(), st.floats(0.0, 2.0)),
+    most_in=st.one_of(st.none(), st.integers(0, 5_000)),
+    most_out=st.one_of(st.none(), st.integers(0, 20_000)),
+    most_calls=st.one_of(st.none(), st.integers(0, 30)),
+    fails=st.sampled_from([0.0, 0.2]),
+)
+def test_no_tree_of_agents_ever_spends_more_than_it_may(
+    seed: int,
+    count: int,
+    rates: tuple[int, int],
+    dollars: float | None,
+    most_in: int | None,
+    most_out: int | None,
+    most_calls: int | None,
+    fails: float,
+) -> None:
+    chance = random.Random(seed)
+    model = Meter(seed, rates, calls=True, fails=fails)
+    limits = GuardrailConfig(
+        max_total_cost_usd=dollars,
+        max_input_tokens=most_in,
+        max_output_tokens=most_out,
+        max_llm_calls=most_calls,
+        max_parallel_tasks=chance.randint(1, 12),
+    )
+    asked = LLMSettings(max_output_tokens=chance.choice([None, 300, 2_000]))
+    runtime = AgentRuntime(
+        llm=model,
+        agents=[AgentConfig("a", llm_settings=asked), AgentConfig("b")],
+        tools=[delegate(AgentConfig("c"))],
+        guardrail_config=limits,
+        checkpoint_store=MemoryCheckpointStore(),
+        auto_resume=False,
+    )
+    result = asyncio.run(runtime.run_plan(plan_of(count, chance), run_id="r"))
+    if dollars is not None:
+        assert model.cost <= dollars * 1_000_000
+    if most_in is not None:
+        assert model.tokens_in <= most_in
+    if most_out is not None:
+        assert model.tokens_out <= most_out
+    if most_calls is not None:
+        assert model.sent <= most_calls
+    # The ledger never says less than the model charged.
+    assert result.spent.usage.cost_microusd >= model.cost
+    assert result.spent.usage.output_tokens >= model.tokens_out
+
+
+def wired(model: object, dollars: float, **limits: object) -> AgentRuntime:
+    return AgentRuntime(
+        llm=model,
+        agents=[AgentConfig("a", llm_settings=LLMSettings(max_output_tokens=1_000))],
+        guardrail_config=GuardrailConfig(max_total_cost_usd=dollars, max_parallel_tasks=20, **limits),  # type: ignore[arg-type]
+        checkpoint_store=MemoryCheckpointStore(),
+    )
+
+
+def twenty() -> Plan:
+    return Plan([Task(f"t{n}", "a", "Do it.", on_failure="skip") for n in range(20)])
+
+
+async def test_twenty_parallel_calls_against_a_budget_for_two_send_two() -> None:
+    usage = Usage(100, 1_000, cost_microusd=100_000)
+    model = ScriptedLLM(lambda _: "done", usage=usage, price=lambda _in, out: out * 100, delay_s=0.01)
+    result = await wired(model, 0.205).run_plan(twenty())
+    assert isinstance(result, Failed)
+    assert result.reason == "budget"
+    assert len(model.requests) == 2
+    assert result.spent.usage.cost_usd == pytest.approx(0.2)
+    assert result.answer == "done\n\ndone"
+
+
+async def test_calls_that_use_less_than_they_hold_leave_room_for_others() -> None:
+    usage = Usage(100, 10, cost_microusd=1_000)
+    model = ScriptedLLM(lambda _: "done", usage=usage, price=lambda _in, out: out * 100, delay_s=0.001)
+    result = await wired(model, 0.205).run_plan(twenty())
+    assert isinstance(result, Finished), result
+    assert len(model.requests) == 22  # one of them was no synthesis, and was asked for again
+    assert all(request.settings.max_output_tokens == 1_000 for request in model.requests[:2])
+
+
+async def test_the_output_limit_is_lowered_where_that_makes_a_call_fit() -> None:
+    model = ScriptedLLM(["done"], price=lambda _in, out: out * 100)
+    result = await wired(model, 0.05).run_agent("a", "Do it.")
+    assert isinstance(result, Finished)
+    assert model.requests[0].settings.max_output_tokens == 500
+
+
+async def test_a_cut_call_is_charged_by_estimate_and_a_refused_one_is_not() -> None:
+    model = Meter(1, (1, 1), fails=1.0)
+    runtime = wired(model, 2.0)
+    result = await runtime.run_agent("a", "Do it.")
+    assert isinstance(result, Failed)
+    assert result.spent.estimated == 1
+    assert result.spent.usage.output_tokens == 1_000
+    refused = await wired(ScriptedLLM([LLMError("no key")]), 2.0).run_agent("a", "Do it.")
+    assert (refused.spent.estimated, refused.spent.usage.output_tokens) == (0, 0)
+
+
+async def test_an_unknown_price_can_be_refused() -> None:
+    model = ScriptedLLM(["done"])
+    result = await wired(model, 2.0, on_unpriced="refuse").run_agent("a", "Do it.")
+    assert isinstance(result, Failed)
+    assert (result.reason, len(model.requests)) == ("budget", 0)
+
+
+async def test_two_runs_of_one_model_see_their_own_spending_only() -> None:
+    model = ScriptedLLM(["done"], usage=Usage(10, 5, cost_microusd=70), price=lambda _in, out: out, delay_s=0.005)
+    runtime = wired(model, 1.0)
+    results = await asyncio.gather(*(runtime.run_agent("a", f"Do {n}.") for n in range(5)))
+    assert [result.spent.usage.cost_microusd for result in results] == [70] * 5
