@@ -15,12 +15,14 @@ from typing import TypeAlias
 import msgspec
 
 from harness.approval import AUDITED, Seal, audited
+from harness.asking import ask_person, invalid_edit
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.hitl.base import Approver
 from harness.inbox import record_of
-from harness.mailbox import Answer, Cancel, Mail
-from harness.perform import Workbench, admit, ask_person, call_llm, call_tool, invalid_edit
+from harness.mailbox import Mail
+from harness.mailroom import Mailroom
+from harness.perform import Workbench, admit, call_llm, call_tool
 from harness.records import (
     VERSION,
     ApprovalRequested,
@@ -62,10 +64,6 @@ STRATEGIES: dict[StrategyName, Strategy] = {
     "orchestrate": orchestrate,
 }
 
-
-MAIL_EVERY_S = 1.0
-MAIL_EVERY_WHEN_ASKED_S = 0.2
-"""Seconds between two looks into the mailbox: of a run at work, and of one that a person is to answer."""
 
 Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
 """What is performed; everything else a strategy asks for is only written down."""
@@ -156,12 +154,16 @@ class Driver:
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._lost: OwnershipLost | None = None
-        self._mail: list[Mail] = []
-        self._taken: list[str] = []
-        self._mail_timer: asyncio.TimerHandle | None = None
-        self._mail_task: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._cancel: Mail | None = None
+        self._mailroom = Mailroom(
+            store,
+            state.run_id,
+            known=state.commands,
+            is_asked=lambda: any(type(call) is Ask for call in self._tasks.values()),
+            on_mail=self._wake_up,
+            on_cancel=self._begin_cancel,
+        )
         self._wall_end = INFINITY if wall_s is None else self._loop.time() + max(0.0, wall_s - state.spent.active_s)
 
     def _bench_of(self, scope: ScopeState) -> Workbench:
@@ -197,8 +199,8 @@ class Driver:
             begun = self.state.seq > 0
             self._open(opening)
             if begun:
-                await self._fetch_mail()
-            self._look_later()
+                await self._mailroom.fetch()
+            self._mailroom.start()
             await self._loop_until_over(watchdog)
         except (OwnershipLost, GeneratorExit):
             raise  # nothing more may be written, or there is no event loop left to write on
@@ -210,7 +212,7 @@ class Driver:
                 raise
         finally:
             self._stop_beating()
-            self._stop_looking()
+            self._mailroom.stop()
             watchdog.close()
             await self._stop_calls()
             self.let_go()
@@ -235,12 +237,12 @@ class Driver:
         assert task is not None
         rounds = 0
         while True:
-            if self._mail:
+            if self._mailroom.waiting:
                 await self._take_mail()
             starts = self._decide()
             if not starts and not (self._tasks and state.in_flight) and not self._is_over():
                 starts = await self._decide_idle()
-                if self._mail:
+                if self._mailroom.waiting:
                     continue
             if self._pending and (not self._shares_commits or self._is_commit_due()):
                 await self._commit(starts)
@@ -264,7 +266,7 @@ class Driver:
         self._touch_all()  # what waited for others' calls to end is not touched by its own
         starts, state = self._decide(), self.state
         stands = not starts and not self._tasks and not self._is_over()
-        if stands and open_questions(state) and not await self._fetch_mail():
+        if stands and open_questions(state) and not await self._mailroom.fetch():
             waiting = tuple(request.approval_id for request in open_questions(state))
             self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
         return starts
@@ -403,12 +405,8 @@ class Driver:
             raise
         self._durable_seq += len(records)
         self._log.publish(records, at)
-        if self._taken:
-            taken, self._taken = self._taken, []
-            try:
-                await self._store.discard_mail(self.state.run_id, taken)
-            except CheckpointError as error:  # they are known by their ids and not taken again
-                logger.warning("run %r: its mailbox could not be emptied: %s", self.state.run_id, error)
+        if self._mailroom.taken:
+            await self._mailroom.discard_taken()
 
     def _perform(self, step: Call, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
@@ -528,19 +526,9 @@ class Driver:
             return None
         scope = self.state.scopes[step.scope]
         record = await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
-        if record is not None and record.decision == "expired" and await self._is_answered_by_mail(request):
+        if record is not None and record.decision == "expired" and await self._mailroom.holds_answer(request):
             return None
         return record
-
-    async def _is_answered_by_mail(self, request: ApprovalRequested) -> bool:
-        """Say whether an answer was received before the question expired; it is taken with the rest of the mail."""
-        await self._fetch_mail()
-        return any(
-            isinstance(mail.command, Answer)
-            and mail.command.approval_id == request.approval_id
-            and mail.received_at <= request.expires_at
-            for mail in self._mail
-        )
 
     def _do_not_count(self, seconds: float) -> None:
         """Leave out a time in which every branch of the run waited for a person."""
@@ -549,55 +537,24 @@ class Driver:
         for bench in self._benches.values():
             bench.wall_end = self._wall_end
 
-    def _look_later(self) -> None:
-        asked = any(type(call) is Ask for call in self._tasks.values())
-        after_s = MAIL_EVERY_WHEN_ASKED_S if asked else MAIL_EVERY_S
-        self._mail_timer = self._loop.call_later(after_s, self._begin_look)
-
-    def _begin_look(self) -> None:
-        self._mail_task = self._loop.create_task(self._look())
-
     def look_now(self) -> None:
         """Look into the mailbox at once: somebody in this process has put something there."""
-        if self._mail_timer is not None and (self._mail_task is None or self._mail_task.done()):
-            self._mail_timer.cancel()
-            self._begin_look()
+        self._mailroom.look_now()
 
-    async def _look(self) -> None:
-        """Fetch what is in the mailbox; wake the loop, or stop it where the run is to end."""
-        try:
-            found = await self._fetch_mail()
-        except CheckpointError as error:
-            logger.warning("run %r: its mailbox could not be read: %s", self.state.run_id, error)
-            found = False
-        self._cancel = next((mail for mail in self._mail if isinstance(mail.command, Cancel)), None)
-        if self._cancel is not None and self._task is not None:
+    def _begin_cancel(self, mail: Mail) -> None:
+        self._cancel = mail
+        if self._task is not None:
             self._task.cancel()
-            return
-        if found and self._wake is not None and not self._wake.done():
+
+    def _wake_up(self) -> None:
+        if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
-        self._look_later()
-
-    def _stop_looking(self) -> None:
-        if self._mail_timer is not None:
-            self._mail_timer.cancel()
-        if self._mail_task is not None:
-            self._mail_task.cancel()
-
-    async def _fetch_mail(self) -> bool:
-        """Fetch commands that were not taken yet. Returns whether there are any."""
-        found = await self._store.inbox(self.state.run_id)
-        known = {mail.id for mail in self._mail}.union(self.state.commands)
-        self._mail += [mail for mail in found if mail.id not in known]
-        # Whoever took these died before it could remove them.
-        self._taken += [mail.id for mail in found if mail.id in self.state.commands and mail.id not in self._taken]
-        return bool(self._mail)
 
     async def _take_mail(self) -> None:
         """Write down what the commands that were fetched come to; close the prompts of questions they answer."""
-        letters, self._mail = self._mail, []
+        letters, self._mailroom.waiting = self._mailroom.waiting, []
         for mail in letters:
-            self._taken.append(mail.id)
+            self._mailroom.taken.append(mail.id)
             if self.state.over is not None:
                 continue  # there is nothing to be said to it any more
             record = record_of(mail, self.state, self._count, self._seal, self._invalid_edit)
@@ -625,7 +582,7 @@ class Driver:
         """Write down that somebody has ended the run, where that is what stopped the driver."""
         if self._cancel is None or self._task is None or self._task.uncancel() > 0:
             return False
-        self._taken.append(self._cancel.id)
+        self._mailroom.taken.append(self._cancel.id)
         if self.state.over is not None:
             return True  # it came to its end before it could be ended
         record = record_of(self._cancel, self.state, self._count, self._seal, self._invalid_edit)

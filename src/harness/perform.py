@@ -10,30 +10,22 @@ import asyncio
 import logging
 import math
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast, get_args
+from typing import get_args
 
 import msgspec
 
 from harness import working_memory
 from harness.agent import AgentConfig
-from harness.approval import Decision, Seal, name_of
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
-from harness.errors import LLMError, LLMRefused, MalformedResponse, PlanError, ToolError
-from harness.hitl.base import ApprovalRequest, Approver
-from harness.keys import join_key
+from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
-from harness.messages import JSON, Image, Part, Reasoning, Text, ToolCall, user
-from harness.plan import Plan, Task
+from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import (
-    ApprovalRequested,
-    ApprovalResolved,
     Cut,
-    DecisionName,
     FinishReason,
     LLMFailed,
     LLMFinished,
@@ -55,8 +47,6 @@ MAX_BACKOFF_S = 60.0
 CLOSE_S = 5.0
 """Seconds a model's stream may take to close."""
 
-MAX_UNFIT_ANSWERS = 3
-"""Answers to one question that cannot be used before nobody is said to be here."""
 
 logger = logging.getLogger("harness")
 
@@ -195,9 +185,9 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
         start.scope,
         start.attempt,
         start.purpose,
-        _text(response.model or ""),
-        _text(response.response_id or ""),
-        _text(response.malformed or ""),
+        writable(response.model or ""),
+        writable(response.response_id or ""),
+        writable(response.malformed or ""),
         _sure(response.confidence),
         tokens,
         estimated,
@@ -262,12 +252,12 @@ def _llm_failure(
         transient = isinstance(error, LLMError) and error.transient
         asked = error.retry_after_s if isinstance(error, LLMError) else None
         refused = isinstance(error, LLMRefused)
-        text = str(error) if isinstance(error, LLMError) else _described(error)
+        text = str(error) if isinstance(error, LLMError) else described(error)
     retry_in_s = backoff_s(start.attempt, asked) if transient else 0.0
     return LLMFailed(
         start.step,
         bench.clock(),
-        _text(text),
+        writable(text),
         transient,
         start.scope,
         start.attempt,
@@ -291,7 +281,7 @@ async def _close(stream: object, watchdog: Watchdog) -> None:
         if not watchdog.caught() and _is_cancelled():
             raise
     except Exception as error:
-        logger.warning("run: closing a model's stream failed: %s", _described(error))
+        logger.warning("run: closing a model's stream failed: %s", described(error))
     finally:
         watchdog.stop()
 
@@ -302,7 +292,8 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _described(error: BaseException) -> str:
+def described(error: BaseException) -> str:
+    """Name an exception, whatever its own text does."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:
@@ -314,7 +305,7 @@ def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
     refused: list[ToolFinished] = []
     for index, call in enumerate(scope.calls):
         try:
-            args = _validated(bench, call.call.name, call.call.arguments)
+            args = validated(bench, call.call.name, call.call.arguments)
         except InvalidArguments as error:
             refused.append(_finished(bench, scope, index, call, "invalid", str(error)))
         else:
@@ -322,7 +313,12 @@ def admit(bench: Workbench, scope: ScopeState) -> list[ToolFinished]:
     return refused
 
 
-def _validated(bench: Workbench, name: str, arguments: str) -> Mapping[str, object]:
+def validated(bench: Workbench, name: str, arguments: str) -> Mapping[str, object]:
+    """Check arguments by the tool they are for.
+
+    Raises:
+        InvalidArguments: they do not fit, or there is no such tool.
+    """
     tool = bench.tools.get(name)
     if tool is None:
         known = ", ".join(bench.tools) or "none"
@@ -332,7 +328,7 @@ def _validated(bench: Workbench, name: str, arguments: str) -> Mapping[str, obje
     except InvalidArguments:
         raise
     except Exception as error:
-        raise InvalidArguments(f"the arguments cannot be checked: {_described(error)}") from error
+        raise InvalidArguments(f"the arguments cannot be checked: {described(error)}") from error
 
 
 async def call_tool(
@@ -345,7 +341,7 @@ async def call_tool(
     tool = bench.tools[start.tool]
     try:
         if args is None or call.edited:
-            args = _validated(bench, start.tool, call.arguments)
+            args = validated(bench, start.tool, call.arguments)
     except InvalidArguments as error:
         status: ToolStatus = "unknown" if start.reconcile else "invalid"
         return _finished(bench, scope, index, call, status, str(error))
@@ -371,7 +367,7 @@ async def call_tool(
         raise
     except BaseException as error:
         watchdog.stop()
-        return _finished(bench, scope, index, call, "error", _described(error))
+        return _finished(bench, scope, index, call, "error", described(error))
     # Outside of the above: a store that cannot keep the result is not the tool's error.
     cut = await _keep(bench, output.text) if len(output.text) > bench.agent.max_result_chars else None
     return _success(bench, scope, index, call, output, "ok", cut)
@@ -434,7 +430,7 @@ async def _reconcile(
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
-            detail = f" (asking what became of it failed: {_described(error)})"
+            detail = f" (asking what became of it failed: {described(error)})"
     if isinstance(verdict, ToolOutput):
         cut = await _keep(bench, verdict.text) if len(verdict.text) > bench.agent.max_result_chars else None
         return _success(bench, scope, index, call, verdict, "reconciled", cut)
@@ -452,7 +448,7 @@ async def _reconcile(
 
 async def _keep(bench: Workbench, text: str) -> Cut:
     """Store the whole of a result that is too long for the model."""
-    return Cut(len(text), await bench.store.put_blob(bench.run_id, _text(text).encode()))
+    return Cut(len(text), await bench.store.put_blob(bench.run_id, writable(text).encode()))
 
 
 def _success(
@@ -464,7 +460,7 @@ def _success(
     status: ToolStatus,
     cut: Cut | None,
 ) -> ToolFinished:
-    text = _text(output.text)
+    text = writable(output.text)
     if cut is not None:
         text = working_memory.cap(text, bench.agent.max_result_chars)
     if call.edited:
@@ -477,7 +473,7 @@ def _success(
 def _finished(
     bench: Workbench, scope: ScopeState, index: int, call: CallState, status: ToolStatus, text: str
 ) -> ToolFinished:
-    text = working_memory.cap(_text(text), bench.agent.max_result_chars)
+    text = working_memory.cap(writable(text), bench.agent.max_result_chars)
     return _outcome(bench, scope, index, call, status, text)
 
 
@@ -497,122 +493,7 @@ def _outcome(
     )
 
 
-async def ask_person(
-    bench: Workbench, scope: ScopeState, request: ApprovalRequested, approver: Approver | None, seal: Seal
-) -> ApprovalResolved | None:
-    """Have a question answered by whoever is here; None where nobody answers."""
-    problem = ""
-    for _ in range(MAX_UNFIT_ANSWERS):
-        limit = asyncio.timeout(request.expires_at - time.time() if request.expires_at else None)
-        if 0 < request.expires_at <= time.time():
-            return _signed(bench, request, seal, "expired", "time")
-        if approver is None:
-            return None
-        said = await _asked(bench, approver, _told(bench, scope, request, problem), limit)
-        if limit.expired():
-            return _signed(bench, request, seal, "expired", "time")
-        if said is None:
-            return None
-        name, text, arguments = said
-        problem = _problem(bench, request, name, arguments)
-        if not problem:
-            return _signed(bench, request, seal, name, approver.name, text, arguments)
-    logger.warning("run %r: none of %d answers to %s fits: %s", bench.run_id, MAX_UNFIT_ANSWERS, request.tool, problem)
-    return None
-
-
-async def _asked(
-    bench: Workbench, approver: Approver, told: ApprovalRequest, limit: asyncio.Timeout
-) -> tuple[DecisionName, str, str] | None:
-    """Ask an approver, which may be anybody's; what is no decision is no answer."""
-    try:
-        async with limit:
-            decision = await approver.decide(told)
-        if decision is None:
-            return None
-        if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
-            raise TypeError(f"a decision was expected, not {type(decision).__name__}")
-        name, text, arguments = name_of(decision)
-        if type(text) is not str:
-            raise TypeError(f"the text of a {type(decision).__name__} must be a string, not {type(text).__name__}")
-    except Exception as error:
-        if not limit.expired():
-            logger.warning("run %r: %s has not answered: %s", bench.run_id, approver.name, _described(error))
-        return None
-    return name, text, arguments
-
-
-def _problem(bench: Workbench, request: ApprovalRequested, name: DecisionName, arguments: str) -> str:
-    if name == "session" and not request.session:
-        return "this call cannot be allowed for the session"
-    return invalid_edit(bench, request, arguments) if name == "edit" else ""
-
-
-def invalid_edit(bench: Workbench, request: ApprovalRequested, arguments: str) -> str:
-    """Say what is wrong with arguments, or a plan, that a person has edited; empty where they fit."""
-    if request.kind == "in_doubt":
-        return "a call in doubt cannot be edited: say yes to run it again, no, or what came of it"
-    try:
-        if request.kind == "plan":
-            tasks = Plan(msgspec.json.decode(arguments, type=_EditedPlan).tasks).tasks
-            if unknown := {task.agent_id for task in tasks} - set(bench.config.team):
-                raise PlanError([f"there is no agent {agent_id!r}" for agent_id in sorted(unknown)])
-        else:
-            _validated(bench, request.tool, arguments)
-    except (InvalidArguments, PlanError, msgspec.MsgspecError) as error:
-        return f"what was edited does not fit: {error}"
-    return ""
-
-
-class _EditedPlan(msgspec.Struct):
-    tasks: tuple[Task, ...]
-
-
-def _signed(
-    bench: Workbench,
-    request: ApprovalRequested,
-    seal: Seal,
-    decision: DecisionName,
-    by: str,
-    text: str = "",
-    arguments: str = "",
-) -> ApprovalResolved:
-    text, by = _text(text), _text(by)
-    mac = seal.sign(request.digest, decision, by=by, text=text, arguments=arguments, expires_at=request.expires_at)
-    return ApprovalResolved(
-        request.approval_id,
-        decision,
-        by,
-        mac,
-        request.step,
-        request.index,
-        request.scope,
-        text,
-        arguments,
-        bench.config.count(text),
-    )
-
-
-def _told(bench: Workbench, scope: ScopeState, request: ApprovalRequested, problem: str) -> ApprovalRequest:
-    agent_id = "" if scope.place.task_id or scope.place.parent is not None else scope.agent_id
-    return ApprovalRequest(
-        approval_id=request.approval_id,
-        tool=request.tool,
-        arguments=cast("dict[str, JSON]", msgspec.json.decode(request.arguments or "{}")),
-        digest=request.digest,
-        run_id=bench.run_id,
-        key=join_key(bench.run_id, agent_id),
-        kind=request.kind,
-        agent_id=scope.agent_id,
-        scope=request.scope,
-        step=request.step,
-        reason=problem or request.reason,
-        session=request.session,
-        expires_at=request.expires_at,
-    )
-
-
-def _text(text: str) -> str:
+def writable(text: str) -> str:
     """Return a text that can be written as UTF-8: lone surrogates become question marks."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
@@ -625,12 +506,12 @@ def _clean(part: Part) -> Part:
     """
     # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
     if type(part) is Text:
-        return part if part.text.isascii() else Text(_text(part.text))
+        return part if part.text.isascii() else Text(writable(part.text))
     if type(part) is ToolCall:
         if part.id.isascii() and part.name.isascii() and part.arguments.isascii():
             return part
-        return ToolCall(_text(part.id), _text(part.name), _text(part.arguments))
+        return ToolCall(writable(part.id), writable(part.name), writable(part.arguments))
     if type(part) is Reasoning:
         msgspec.json.encode(part.provider_data)
-        return part if part.text.isascii() else Reasoning(_text(part.text), part.provider_data)
+        return part if part.text.isascii() else Reasoning(writable(part.text), part.provider_data)
     raise TypeError(f"a reply holds Text, Reasoning and ToolCall, not {type(part).__name__}")
