@@ -116,10 +116,15 @@ class OwnershipLost(CheckpointError):
 
 
 class RunNotFound(CheckpointError, KeyError):
-    """No run is stored under this key."""
+    """No run is stored under this key.
 
-    def __init__(self, key: str) -> None:
-        super().__init__(f"No checkpoint found for key={key!r}")
+    Args:
+        key: the key.
+        detail: what the run lacks that the key names, where there is such a run.
+    """
+
+    def __init__(self, key: str, detail: str = "") -> None:
+        super().__init__(f"No checkpoint found for key={key!r}" + (f": {detail}" if detail else ""))
         self.key = key
 
     def __str__(self) -> str:  # KeyError would print the message quoted

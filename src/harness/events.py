@@ -459,7 +459,7 @@ def budget_payload(spent: r.Spent, shares: Sequence[r.Share] = ()) -> dict[str, 
     by: dict[str, object] = {
         f"by_{name.removesuffix('_id')}": _sum(shares, name) for name in ("site", "agent_id", "task_id")
     }
-    return (by if shares else {}) | {
+    return by | {
         "cost_usd": usage.cost_usd,
         "elapsed_seconds": spent.active_s,
         "tokens": usage.input_tokens + usage.output_tokens,

@@ -10,6 +10,7 @@ import secrets
 import shlex
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from harness.errors import ConfigError
 from harness.records import Origin
@@ -152,6 +153,12 @@ def hint_interrupted(label: str, key: str, origin: Origin | None) -> None:
     print(
         f"\n{label} interrupted — checkpoint saved.\nResume: {resume_command(origin, key)}", file=sys.stderr, flush=True
     )
+
+
+def refuse(text: str) -> NoReturn:
+    """End a script whose words on the command line cannot be followed, with one sentence."""
+    print(text, file=sys.stderr, flush=True)
+    raise SystemExit(1)
 
 
 def say(text: str) -> None:

@@ -106,7 +106,7 @@ class Launcher:
     async def begin(self, start: Start, run_id: str | None) -> Run:
         """Start a run, or attach to the one that has this id; see ``AgentRuntime.run_agent``."""
         if self._auto_resume and (key := host.maybe_resume_key()) is not None:
-            return await self.resume(key, None, announce=True)
+            return await self._resume_script(key, start)
         if run_id == "":
             raise ConfigError("run_id must not be empty; leave it out for one of ours")
         if not isinstance(start.goal, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
@@ -118,6 +118,17 @@ class Launcher:
             return await self._open(new_run_id(), store, start)
         async with self._lock(run_id):
             return await self._open(run_id, store, start)
+
+    async def _resume_script(self, key: str, start: Start) -> Run:
+        """Resume what ``--resume`` names instead of starting; say so where it is not what the script would start."""
+        try:
+            run = await self.resume(key, None, announce=True)
+        except RunNotFound as error:
+            host.refuse(str(error))
+        first = run.log.entries[0].record if run.log.entries else None
+        if isinstance(first, RunStarted) and first.goal != _goal(start):
+            host.say(f"Resuming a run with another goal than the script's: {first.goal[:200]!r}")
+        return run
 
     async def resume(self, key: str, strict: bool | None, *, announce: bool = False) -> Run:
         """Go on with a run, or with one task of it; see ``AgentRuntime.resume``."""
@@ -323,7 +334,7 @@ class Launcher:
 
     def _first(self, start: Start, before: Continued | None) -> list[Record]:
         wiring = self._wirings.of(start.agent_id)
-        goal = start.goal.encode("utf-8", "replace").decode()
+        goal = _goal(start)
         started = RunStarted(
             VERSION,
             goal,
@@ -447,7 +458,7 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
     if start is None or not entries:
         return
     first = entries[0].record
-    goal = start.goal.encode("utf-8", "replace").decode()
+    goal = _goal(start)
     same = isinstance(first, RunStarted) and (first.goal, first.agent_id, first.strategy) == (
         goal, start.agent_id, start.strategy
     )  # fmt: skip
@@ -456,6 +467,11 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
         same = planned is not None and planned.tasks == tuple(start.plan.tasks)
     if not same:
         raise RunIdTaken(f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it")
+
+
+def _goal(start: Start) -> str:
+    """Return a goal that can be written as UTF-8."""
+    return start.goal.encode("utf-8", "replace").decode()
 
 
 def _named(state: RunState, rest: Sequence[str], key: str) -> str:
@@ -472,12 +488,17 @@ def _named(state: RunState, rest: Sequence[str], key: str) -> str:
             return ""
         case [task_id, agent_id] if state.plan is not None and (task := state.plan.tasks.get(task_id)):
             if task.task.agent_id != agent_id:
-                raise RunNotFound(key)
+                raise RunNotFound(key, f"task {task_id!r} is for agent {task.task.agent_id!r}")
             if task.status in ("waiting", "skipped"):
                 raise ConfigError(f"task {task_id!r} of run {state.run_id!r} has not begun its turn: resume the run")
             return task.child
+        case [task_id, _] if state.plan is not None:
+            tasks = ", ".join(map(repr, state.plan.tasks))
+            raise RunNotFound(key, f"the plan of run {state.run_id!r} has no task {task_id!r} (its tasks: {tasks})")
         case _:
-            raise RunNotFound(key)
+            agent_id = state.scopes[""].agent_id
+            who = f"is run by agent {agent_id!r}" if agent_id else "is run by no single agent"
+            raise RunNotFound(key, f"run {state.run_id!r} {who}")
 
 
 def _at_work(state: RunState) -> set[str]:

@@ -46,6 +46,8 @@ class AgentRegistry:
         Raises:
             ConfigError: there is none with this id; the text names the nearest.
         """
+        if not isinstance(agent_id, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+            raise ConfigError(f"an agent is named by its id, a text, not {agent_id!r}")
         if agent_id not in self._agents:
             raise ConfigError(f"unknown agent {agent_id!r}{nearest(agent_id, self._agents)}")
         return self._agents[agent_id]

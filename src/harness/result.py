@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-import msgspec
-
-from harness.budget import Spent
+from harness.budget import Spent, total
 from harness.events import budget_payload
 from harness.keys import place_of
 from harness.records import (
@@ -21,7 +19,7 @@ from harness.records import (
     Share,
     TaskResult,
 )
-from harness.state import RunState, open_questions
+from harness.state import RunState, open_questions, shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,13 +184,15 @@ def result_of_task(state: RunState, scope: str, trace: Sequence[Entry]) -> Finis
         if closed.success
         else Failed(run_id=run_id, agent_id=agent_id, reason=closed.reason or "task")
     )
+    of_task = tuple(share for share in shares(state) if share.task_id == place.task_id)
     return replace(
         result,
+        shares=of_task,
         answer=closed.answer,
         confidence=closed.confidence,
         steps=closed.steps,
         error=closed.error,
-        spent=msgspec.structs.replace(state.spent),
+        spent=Spent(total([share.usage for share in of_task]), active_s=state.spent.active_s),
         trace=trace,
     )
 

@@ -94,6 +94,9 @@ class AgentRuntime:
             raise ConfigError(f"lease_s must be more than 0 seconds, not {lease_s!r}")
         self.agent_registry = AgentRegistry() if agent_registry is None else agent_registry
         self.tool_registry = ToolRegistry() if tool_registry is None else tool_registry
+        for what, given in (("agents", agents), ("tools", tools)):
+            if isinstance(given, (str, AgentConfig)) or not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+                raise ConfigError(f"{what}= takes a list, not {type(given).__name__}: {what}=[...]")
         for agent in agents:
             self.agent_registry.register(agent)
         for tool in tools:

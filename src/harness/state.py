@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Held, Spent, Usage
+from harness.budget import Held, Spent, Usage, total
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -408,6 +408,14 @@ def open_questions(state: RunState) -> list[r.ApprovalRequested]:
     """Return the open questions of a run, in the order they were asked."""
     found = (question_of(state, approval_id) for approval_id in state.questions)
     return [request for request in found if request is not None]
+
+
+def shares(run: RunState) -> tuple[r.Share, ...]:
+    """Return what was used so far, by call site, agent and task."""
+    return tuple(
+        r.Share(site, total(charges), agent_id, task_id)
+        for (site, agent_id, task_id), charges in run.charges.items()
+    )  # fmt: skip
 
 
 def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
@@ -933,6 +941,9 @@ def _reopen(plan: PlanState) -> None:
             task.status = "waiting"
             task.attempts = 0
             task.closed = None
+        elif closed is not None and closed.doubtful and task.task.on_failure == "retry":
+            if task.attempts <= task.task.max_retries:
+                task.status = "waiting"  # for what it builds on, which may have been given another chance too
 
 
 _APPLY = cast(

@@ -556,7 +556,7 @@ async def test_where_the_synthesis_fails_the_results_are_joined_and_marked(store
     [synthesis] = [event for event in seen if isinstance(event, Synthesised)]
     assert synthesis.joined
     assert "x is 1" in synthesis.answer
-    assert synthesis.confidence == 0.7
+    assert synthesis.confidence == pytest.approx(0.35)  # the least sure, and one of the two is lost
     assert any("y" in unknown for unknown in synthesis.unknowns)
     assert isinstance(seen[-1], Done)
     assert calls_of(synthesiser) <= 2
@@ -1307,3 +1307,24 @@ async def test_a_run_that_is_stopped_again_and_again_reaches_its_end(
         if isinstance(entry.record, LLMFinished)
     ]
     assert len(answered) == len({*answered}), "no recorded call was paid again"
+
+
+async def test_an_outage_in_the_middle_of_a_plan_is_no_end(store: CheckpointStore) -> None:
+    down = True
+
+    def reply(request: LLMRequest) -> Reply:
+        if down and not request.messages[0].text.startswith("Find x"):
+            return LLMError("cannot reach the model")
+        if request.response_schema is not None:
+            return '{"answer": "both", "confidence": 0.9, "conflicts": [], "unknowns": []}'
+        return "found"
+
+    runtime = AgentRuntime(llm=ScriptedLLM(reply), agents=[AgentConfig("a")], checkpoint_store=store)
+    plan = Plan([Task("x", "a", "Find x."), Task("y", "a", "Find y.")])
+    failed = await runtime.run_plan(plan, goal="Find both.", run_id="outage")
+    assert isinstance(failed, Failed)
+    assert failed.reason == "llm"
+    down = False
+    finished = await runtime.resume("outage")
+    assert isinstance(finished, Finished)
+    assert {task_id: task.status for task_id, task in finished.task_results.items()} == {"x": "done", "y": "done"}

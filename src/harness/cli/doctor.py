@@ -19,6 +19,7 @@ from harness.cli.endpoint import NoLLM, find_endpoint
 from harness.cli.places import advised, check_state_folder
 from harness.cli.screen import is_terminal
 from harness.cli.text import safe
+from harness.cli.trust import is_trusted
 from harness.errors import HarnessError
 
 EXTRAS = {"openai": "openai"}
@@ -92,7 +93,11 @@ async def _examine_store(path: Path) -> Finding:
 
 def _llm() -> Finding:
     try:
-        endpoint = find_endpoint(None, None, None, config.merged(config.find(None)).llm)
+        files = config.find(None)
+        for file in files:
+            if file.dangers() and file.path != config.user_file() and not is_trusted(file.digest):
+                return Finding(None, f"{file.path} is not trusted yet, and nothing it names is asked before it is")
+        endpoint = find_endpoint(None, None, None, config.merged(files).llm)
     except NoLLM:
         ways = "set OPENAI_API_KEY or OPENAI_BASE_URL, or pass --llm"
         return Finding(None, f"none found: {ways}; `harness demo` needs none")

@@ -9,9 +9,9 @@ import msgspec
 
 from harness.agent import AgentConfig
 from harness.approval import Gate, Seal
-from harness.budget import ASSUMED_OUTPUT_TOKENS, GuardrailConfig, Price, Reservation, exceeded, reserve, total
-from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed, Share
-from harness.state import RunState, ScopeState
+from harness.budget import ASSUMED_OUTPUT_TOKENS, GuardrailConfig, Price, Reservation, exceeded, reserve
+from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed
+from harness.state import RunState, ScopeState, shares
 from harness.tools.base import ToolSpec
 from harness.working_memory import TokenCounter, chars_over_four
 
@@ -162,14 +162,6 @@ def partial_answer(run: RunState) -> str:
         return "\n\n".join(task.closed.answer for task in plan.tasks.values() if task.closed and task.closed.success)
     root = run.scopes.get("")
     return root.last_text if root is not None else ""
-
-
-def shares(run: RunState) -> tuple[Share, ...]:
-    """Return what was used so far, by call site, agent and task."""
-    return tuple(
-        Share(site, total(charges), agent_id, task_id)
-        for (site, agent_id, task_id), charges in run.charges.items()
-    )  # fmt: skip
 
 
 def fail_scope(scope: ScopeState, run: RunState, reason: FailureReason, error: str) -> RunFailed | ScopeClosed:

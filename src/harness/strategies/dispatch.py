@@ -15,9 +15,9 @@ import msgspec
 
 from harness.messages import Text
 from harness.records import Dispatched, LLMFailed, LLMPurpose, Routed, RunFinished
-from harness.state import RunState, ScopeState
+from harness.state import RunState, ScopeState, shares
 from harness.strategies import prompts
-from harness.strategies.base import RunConfig, Step, ask, fail_run, shares
+from harness.strategies.base import RunConfig, Step, ask, fail_run
 
 T = TypeVar("T")
 

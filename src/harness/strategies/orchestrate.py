@@ -29,9 +29,9 @@ from harness.records import (
     Synthesised,
     TaskSkipped,
 )
-from harness.state import PlanState, RunState, ScopeState, TaskState
+from harness.state import PlanState, RunState, ScopeState, TaskState, shares
 from harness.strategies import prompts
-from harness.strategies.base import RunConfig, Step, ask, fail_run, out_of_budget, shares
+from harness.strategies.base import RunConfig, Step, ask, fail_run, out_of_budget
 from harness.strategies.dispatch import read_reply
 from harness.strategies.plan_gate import hold
 from harness.strategies.tasks import (
@@ -238,7 +238,16 @@ def _synthesise(
         errors = "; ".join(f"{task_id}: {what_went_wrong(task)}" for task_id, task in plan.tasks.items())
         return [fail_run(run, "task", f"no task of the plan was done: {errors}")]
     todo = ask(scope, run, config, "synthesis", tokens=prompts.question("synthesis", scope, config).tokens(config))
-    return [_joined(scope, plan, found)] if isinstance(todo, LLMFailed) else todo
+    if not isinstance(todo, LLMFailed):
+        return todo
+    if any(found[task_id] in LOST and _lost_its_model(task) for task_id, task in plan.tasks.items()):
+        # The tasks' models and this one cannot be had: that is an outage, and a resume goes on when it is over.
+        return [fail_run(run, "llm", f"the synthesiser could not be asked: {todo.error}")]
+    return [_joined(scope, plan, found)]
+
+
+def _lost_its_model(task: TaskState) -> bool:
+    return task.closed is not None and task.closed.reason == "llm"
 
 
 def _read_synthesis(scope: ScopeState, plan: PlanState, config: RunConfig) -> Step:
@@ -254,12 +263,12 @@ def _read_synthesis(scope: ScopeState, plan: PlanState, config: RunConfig) -> St
 
 
 def _joined(scope: ScopeState, plan: PlanState, found: dict[str, Verdict]) -> Synthesised:
-    """Take the results as they are; they are as sure as the least sure of them."""
+    """Take the results as they are; they are as sure as the least sure of them, and less for every one that lacks."""
     used = [task.closed for task_id, task in plan.tasks.items() if found[task_id] in USED and task.closed is not None]
     unknowns = tuple(
         f"{task_id}: {what_went_wrong(task)}" for task_id, task in plan.tasks.items() if found[task_id] in LOST
     )
-    confidence = min(closed.confidence for closed in used)
+    confidence = min(closed.confidence for closed in used) * len(used) / len(plan.tasks)
     return Synthesised(prompts.joined(plan, found), confidence, (), unknowns, joined=True, scope=scope.scope)
 
 

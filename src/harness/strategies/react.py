@@ -27,7 +27,7 @@ from harness.records import (
     ToolFinished,
     ToolStarted,
 )
-from harness.state import CallState, RunState, ScopeState
+from harness.state import CallState, RunState, ScopeState, shares
 from harness.strategies.base import (
     Pause,
     RunConfig,
@@ -35,7 +35,6 @@ from harness.strategies.base import (
     fail_scope,
     out_of_budget,
     parent_of,
-    shares,
     start_call,
 )
 from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome

@@ -18,7 +18,8 @@ from typing import NoReturn, TypeVar
 from harness.errors import ToolError
 
 T = TypeVar("T")
-Job = Callable[[], None]
+Job = Callable[[], Callable[[], None]]
+"""Does the work and returns what tells of it."""
 
 IDLE_S = 10.0
 """Seconds an idle thread waits for its next job before it ends."""
@@ -49,10 +50,14 @@ async def run_in_thread(function: Callable[[], T]) -> T:
         if not waiter.done():
             waiter.set_result(outcome)
 
-    def job() -> None:
+    def job() -> Callable[[], None]:
         outcome = _outcome(lambda: context.run(function))
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, outcome)
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle, outcome)
+
+        return tell
 
     _threads.submit(job)
     return (await waiter)()
@@ -117,9 +122,10 @@ class _Threads:
                 except ValueError:  # a job is on its way to us right now
                     continue
                 return
-            job()
-            del job  # an idle thread keeps nothing alive
-            self._idle.append(inbox)
+            tell = job()
+            self._idle.append(inbox)  # before anybody hears of it: whoever calls next finds this thread
+            tell()
+            del job, tell  # an idle thread keeps nothing alive
 
 
 _threads = _Threads()
