@@ -21,7 +21,7 @@ from harness.cli.screen import is_terminal
 from harness.cli.text import safe
 from harness.errors import HarnessError
 
-EXTRAS = {"openai": "openai"}
+EXTRAS = {"openai": "openai", "shell": "tree_sitter_bash"}
 """What each extra of the package brings: a module that is there when the extra is."""
 
 SYNCED = (2, 3)
