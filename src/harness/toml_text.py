@@ -37,6 +37,8 @@ def parse_toml(text: str, path: Path) -> dict[str, object]:
         what, at = (found[1], found[2]) if found else (str(error), None)
         line = int(at) if at else max(1, len(text.splitlines()))
         raise ConfigError(f"{path}:{line}: this is not TOML: {what}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply to be read") from None
 
 
 _HEADER = re.compile(r"^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")

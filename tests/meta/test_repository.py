@@ -60,7 +60,7 @@ def _pins(name: str) -> dict[str, tuple[str, str]]:
 def test_everything_is_pinned_with_hashes_and_the_two_files_agree() -> None:
     everything, running = _pins("constraints.txt"), _pins("constraints-run.txt")
     assert running.items() <= everything.items()
-    assert {"msgspec", "pydantic", "apsw", "openai", "uv-build"} <= running.keys()
+    assert {"msgspec", "pydantic", "apsw", "openai", "tree-sitter-bash", "uv-build"} <= running.keys()
     assert {"pytest", "ruff", "pyright", "import-linter"} <= everything.keys() - running.keys()
     # The name is taken on the package index: a pin of it would fetch somebody else's code.
     assert "react-agent-harness" not in everything

@@ -293,6 +293,63 @@ def verify(key: str, /, *, json: Annotated[bool, Parameter(help="Print a JSON li
     return answering.verify(key, as_json=json)
 
 
+policy = App(name="policy", help="Check a file of rules, and ask it what becomes of a call.")
+app.command(policy)
+
+
+@policy.command
+def check(
+    file: Path | None = None,
+    /,
+    *,
+    json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
+) -> int:
+    """Check a policy's rules and their examples, and count the rules.
+
+    Parameters
+    ----------
+    file
+        The policy. [default: the one harness.toml names]
+    """
+    from harness.cli import rules
+
+    return rules.check(file, as_json=json)
+
+
+@policy.command(name="explain")
+def explain_call(
+    tool: str,
+    args_json: Annotated[str | None, Parameter(name="ARGS-JSON")] = None,
+    /,
+    *,
+    command: Annotated[
+        str | None, Parameter(help="Of a tool that takes a command: its command line, instead of ARGS-JSON.")
+    ] = None,
+    policy: Annotated[Path | None, Parameter(help="The policy. [default: the one harness.toml names]")] = None,
+    agent: Annotated[str, Parameter(help="The agent that calls it.")] = "",
+    effect: Annotated[
+        Literal["read", "idempotent", "once"] | None,
+        Parameter(help="The tool's effect. [default: read of a file tool, else once]"),
+    ] = None,
+    workspace: Annotated[Path | None, Parameter(help="The folder the tool works in. [default: none]")] = None,
+    json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
+) -> int:
+    """Say what becomes of a call, and why. Nothing runs. Exit code 0: allowed, 3: asked about, 1: forbidden.
+
+    Parameters
+    ----------
+    tool
+        The tool's name.
+    args_json
+        The call's arguments, a JSON object. [default: {}]
+    """
+    from harness.cli import rules
+
+    circumstances = rules.Circumstances(agent, effect, workspace)
+    call = rules.Call(tool, args_json, command)
+    return rules.explain_call(call, circumstances, policy, as_json=json)
+
+
 @app.command
 def fork(
     key: str,

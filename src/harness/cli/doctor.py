@@ -22,7 +22,7 @@ from harness.cli.text import safe
 from harness.cli.trust import is_trusted
 from harness.errors import HarnessError
 
-EXTRAS = {"openai": "openai"}
+EXTRAS = {"openai": "openai", "shell": "tree_sitter_bash"}
 """What each extra of the package brings: a module that is there when the extra is."""
 
 SYNCED = (2, 3)

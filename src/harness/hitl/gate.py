@@ -16,7 +16,7 @@ from harness.tools.arguments import BadJSON, parse_object
 from harness.tools.base import ToolSpec
 
 if TYPE_CHECKING:
-    from harness.hitl.policy import Policy
+    from harness.hitl.policy import Context, Policy
 
 
 def gate_of(
@@ -75,11 +75,28 @@ def _judge(policy: object, specs: Mapping[str, ToolSpec], cap_usd: float | None)
 
 
 def _by_rules(policy: Policy, call: GatedCall, specs: Mapping[str, ToolSpec], cap_usd: float | None) -> Judged:
-    from harness.hitl.policy import Context, decide
+    from harness.hitl.policy import decide
+
+    context = context_of(call, specs.get(call.tool), cap_usd)
+    verdict = decide(policy, ToolCall("", call.tool, call.arguments), context)
+    if verdict.action == "allow_sandboxed":
+        reason = f"rule {verdict.rule!r} allows it in a sandbox only, and this tool does not run in one"
+        return Judged("ask", reason, verdict.rule)
+    return Judged(verdict.action, verdict.reason, verdict.rule, used=verdict.used)
+
+
+def context_of(call: GatedCall, spec: ToolSpec | None, cap_usd: float | None) -> Context:
+    """Return what a policy is told of the run when a call is judged.
+
+    Args:
+        call: the call.
+        spec: its tool; None where the agent has no such tool.
+        cap_usd: what the run may spend; None for no limit.
+    """
+    from harness.hitl.policy import Context
 
     spent_usd = call.cost_microusd / MICRO
-    spec = specs.get(call.tool)
-    context = Context(
+    return Context(
         effect=call.effect,
         now=datetime.fromtimestamp(call.at, UTC),
         agent_id=call.agent_id,
@@ -88,11 +105,6 @@ def _by_rules(policy: Policy, call: GatedCall, specs: Mapping[str, ToolSpec], ca
         left_usd=None if cap_usd is None else max(0.0, cap_usd - spent_usd),
         uses=call.uses,
     )
-    verdict = decide(policy, ToolCall("", call.tool, call.arguments), context)
-    if verdict.action == "allow_sandboxed":
-        reason = f"rule {verdict.rule!r} allows it in a sandbox only, and this tool does not run in one"
-        return Judged("ask", reason, verdict.rule)
-    return Judged(verdict.action, verdict.reason, verdict.rule, used=verdict.used)
 
 
 def session_of(call: GatedCall, shell_tools: Collection[str]) -> tuple[str, ...]:

@@ -69,6 +69,8 @@ def parse_policy(text: str, path: Path) -> Policy:
         return _policy(raw)
     except _Wrong as wrong:
         raise ConfigError(f"{path}:{line_of(text, wrong.keys)}: {wrong}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply to be read") from None
 
 
 def _policy(raw: Mapping[str, object]) -> Policy:
