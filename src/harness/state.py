@@ -941,13 +941,6 @@ def _reopen(plan: PlanState) -> None:
             task.status = "waiting"
             task.attempts = 0
             task.closed = None
-        elif _is_to_be_retried(task):
-            task.status = "waiting"  # for what it builds on, which may have been given another chance too
-
-
-def _is_to_be_retried(task: TaskState) -> bool:
-    doubtful = task.closed is not None and task.closed.doubtful
-    return doubtful and task.task.on_failure == "retry" and task.attempts <= task.task.max_retries
 
 
 _APPLY = cast(

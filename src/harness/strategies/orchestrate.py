@@ -104,8 +104,8 @@ def _next_tasks(
                 continue
             if not is_ready(task, plan, found):
                 continue
-        elif status != "retry":
-            continue
+        elif status != "retry" or not is_ready(task, plan, found):
+            continue  # what it did without may have been given another chance when the run was reopened
         member = config.team[task.agent_id]
         if free > 0 and running.get(task.agent_id, 0) < member.agent.max_parallel_tasks:
             if limit := exceeded(run.spent, config.limits):
