@@ -9,6 +9,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 
@@ -40,7 +41,7 @@ from harness.records import (
 )
 from harness.registry import AgentRegistry, differences, differences_of_agents
 from harness.run_stream import OverRun, Run
-from harness.state import RunState, fold, open_questions
+from harness.state import RunState, apply, fold, open_questions
 from harness.wiring import COORDINATOR, Wirings
 
 logger = logging.getLogger("harness")
@@ -63,6 +64,13 @@ class Start:
     agent_id: str = COORDINATOR
     plan: Plan | None = None
     continue_from: str | None = None
+
+
+class _Known(NamedTuple):
+    """A journal as it was read, and what it means."""
+
+    entries: list[Entry]
+    state: RunState
 
 
 class Launcher:
@@ -144,7 +152,8 @@ class Launcher:
                 return OverRun(state, entries, only)
             if active is not None:
                 return _attach(active, only)
-            return await self._open(run_id, store, None, known=entries, strict=strict, announce=announce, only=only)
+            known = _Known(entries, state)
+            return await self._open(run_id, store, None, known, strict=strict, announce=announce, only=only)
 
     async def fork(self, key: str, at: int | None, run_id: str | None) -> str:
         """Copy a run up to a step; see ``AgentRuntime.fork``."""
@@ -278,8 +287,8 @@ class Launcher:
         run_id: str,
         store: CheckpointStore,
         start: Start | None,
+        known: _Known | None = None,
         *,
-        known: Sequence[Entry] = (),
         strict: bool | None = None,
         announce: bool = False,
         only: str = "",
@@ -291,10 +300,12 @@ class Launcher:
         claimed_at = lease_clock()
         owner = await _claim(store, run_id, self._lease_s)
         try:
-            # Whoever owned the run before may have gone on since ``known`` was read.
-            entries = [*known, *await _all(store, run_id, after=len(known))]
+            entries, state = known if known is not None else _Known([], RunState(run_id))
+            # Whoever owned the run before may have gone on since it was read.
+            for entry in await _all(store, run_id, after=len(entries)):
+                entries.append(entry)
+                apply(state, entry.record, entry.at)
             _check_same(entries, run_id, start)
-            state = fold(run_id, entries)
             if state.over is not None or (only and only not in state.scopes):
                 await store.release(owner)
                 return OverRun(state, entries, only)
