@@ -432,13 +432,16 @@ class Driver:
             return await self._perform(step, watchdog)
         finally:
             watchdog.close()
+            self._arrive()
 
     def _spawn(self, step: Call) -> None:
         task = asyncio.create_task(self._perform_beside(step))
         self._tasks[task] = step
-        task.add_done_callback(self._arrive)
 
-    def _arrive(self, task: asyncio.Task[Record | None]) -> None:
+    def _arrive(self) -> None:
+        """Tell the loop that the running task has its outcome: it has ended by the time the loop looks."""
+        task = asyncio.current_task()
+        assert task is not None
         self._arrived.append(task)
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)

@@ -95,11 +95,12 @@ def _next_tasks(
     running = dict(plan.running)
     free = config.limits.max_parallel_tasks - sum(running.values())
     held = "replan" in found.values()  # what was not begun is about to be replaced
+    lost = not LOST.isdisjoint(found.values())
     for task_id, status in found.items():
         state = plan.tasks[task_id]
         task = state.task
         if status == "waiting" and not held:
-            if blocked := blocked_by(task, plan, found):
+            if lost and (blocked := blocked_by(task, plan, found)):
                 todo.append(TaskSkipped(task_id, blocked, scope.scope))
                 continue
             if not is_ready(task, plan, found):

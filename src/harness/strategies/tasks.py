@@ -40,11 +40,18 @@ def can_replan(plan: PlanState, limits: GuardrailConfig) -> bool:
 
 def verdicts(plan: PlanState, limits: GuardrailConfig) -> dict[str, Verdict]:
     """Return what every task of the plan has come to."""
-    return {task_id: verdict(task, plan, limits) for task_id, task in plan.tasks.items()}
+    # Most tasks have not ended: those are not worth a call each time the plan is looked at.
+    return {
+        task_id: verdict(task, plan, limits) if task.status == "ended" else task.status
+        for task_id, task in plan.tasks.items()
+    }
 
 
 def is_ready(task: Task, plan: PlanState, found: dict[str, Verdict]) -> bool:
     """Say whether a waiting task can start: what it depends on is done, or lost and it can do without."""
+    statuses = {found[need] for need in task.depends_on}
+    if LOST.isdisjoint(statuses):
+        return USED.issuperset(statuses)
     return all(found[need] in USED or _can_do_without(need, plan, found) for need in task.depends_on)
 
 
