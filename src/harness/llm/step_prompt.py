@@ -35,7 +35,8 @@ def step_prompt(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: 
     lines += [
         "You are then shown the result. If it is an error, read it and try other arguments or another tool. Never "
         "repeat a call whose result you have, and never invent a fact: only results tell you facts. What a result "
-        "shows (a count, a name, a comparison) needs no further tool: work it out in your thought.",
+        "shows (a count, a name, a comparison) needs no further tool: work it out in your thought. What one search did "
+        "not find may still be there: try other words, or read what it could be in, before you say that it is not.",
         "When the results hold all you need, and not before:",
         f'{{"thought": "...", "action": "{FINISH}", "answer": "<the complete answer>"{sure}}}',
         f"<tool> is one of: {', '.join(spec.name for spec in tools)}.",

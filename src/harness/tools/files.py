@@ -155,7 +155,7 @@ class _Folder:
             raise ToolError(f"text must be one line with at least one letter or digit, not {text[:80]!r}")
         walk, found = _Walk(), list[str]()
         left = MAX_SEARCHED_BYTES
-        searched = 0
+        searched, named = 0, list[str]()
         for parts in self._walk(self._locate(path), walk):
             if not _matches(parts, pattern):
                 continue
@@ -167,6 +167,8 @@ class _Folder:
             if b"\0" in data[:8192]:
                 continue
             searched += 1
+            if searched <= MAX_NAMED:
+                named.append(_show(parts))
             left -= len(data)
             if size > len(data):
                 walk.notes.append(f"of {_show(parts)} only the first {len(data)} bytes were searched")
@@ -177,7 +179,14 @@ class _Folder:
                     "use a longer text, a pattern or a subfolder"
                 )
                 break
-        return _fit(found[:MAX_MATCHES] or [f"no line contains {text!r} ({searched} files searched)"], walk.notes)
+        if found:
+            return _fit(found[:MAX_MATCHES], walk.notes)
+        if named:  # a weak model takes what it did not find for what is not there
+            more = " and others" if searched > MAX_NAMED else ""
+            walk.notes.insert(
+                0, f"searched: {', '.join(named)}{more}; it may be there in other words: read the files that matter"
+            )
+        return _fit([f"no line contains {text!r} ({searched} files searched)"], walk.notes)
 
     def _locate(self, path: str) -> tuple[str, ...]:
         """Return the components of a path below the folder, with the links that stay in it resolved.
