@@ -140,6 +140,23 @@ async def test_an_error_says_what_to_do(run: Run, arguments: dict[str, object], 
     assert text in str(caught.value)
 
 
+async def test_a_wrong_path_is_told_which_exist(folder: Path, run: Run) -> None:
+    for wrong in ("settings.json", "/settings.json", "../settings.json"):
+        with pytest.raises(ToolError) as caught:
+            await run("read_file", path=wrong)
+        assert str(caught.value).endswith(
+            ". These exist, use one of them: a.py, b.txt, image.bin, sub/c.txt, sub/deep/d.py"
+        )
+    for number in range(20):
+        (folder / f"n{number:02}").write_text("x")
+    with pytest.raises(ToolError) as caught:
+        await run("list_files", path="settings")
+    named = str(caught.value).partition("use one of them: ")[2]
+    assert named == "a.py, b.txt, image.bin, n00, n01, n02, n03, n04 and others, which list_files shows"
+    with pytest.raises(ToolError, match=r"use one of them: sub/deep/d\.py and others"):
+        await run("read_file", path="deep/d.py")
+
+
 async def test_search_files(run: Run) -> None:
     found = "a.py:1: print('needle')\nb.txt:2: two Needle\nsub/deep/d.py:2: # NEEDLE"
     assert await run("search_files", text="needle") == found

@@ -14,6 +14,8 @@ from harness.tools.base import ToolSpec
 
 Schema = dict[str, JSON]
 
+NO_FACTS = "(An error holds no facts: correct the call, or call another tool.)"
+
 
 def step_prompt(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool) -> str:
     """Write the part of the system prompt that says how to reply and which tools there are."""
@@ -144,7 +146,7 @@ def repeated(messages: Sequence[Message]) -> frozenset[str]:
                 outcome = (call.name, call.arguments, part.text)
                 if outcome in seen:
                     vain.add(call.name)
-                else:
+                elif not part.is_error:
                     vain.clear()
                 seen.add(outcome)
     return frozenset(vain)
@@ -174,8 +176,8 @@ def _told(part: object, asked: Mapping[str, str]) -> Text | Image:
     if isinstance(part, Image):
         return part
     assert isinstance(part, ToolResult)  # a tool message holds nothing else
-    kind = "Error from" if part.is_error else "Result of"
-    return Text(f"{kind} {part.name}({asked.get(part.call_id, '')}):\n{part.text}")
+    call = f"{part.name}({asked.get(part.call_id, '')})"
+    return Text(f"Error from {call}:\n{part.text}\n{NO_FACTS}" if part.is_error else f"Result of {call}:\n{part.text}")
 
 
 def _step(message: Message) -> str:
