@@ -323,6 +323,20 @@ async def test_the_conversation_is_told_in_steps_with_alternating_roles() -> Non
     assert json.loads(texts[7]) == {"thought": "t", "action": "finish", "answer": "an answer"}
 
 
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ("57", 'Result of read_file({"path": "a"}) [Read a file.]:\n57'),
+        ("-1,204.50", 'Result of read_file({"path": "a"}) [Read a file.]:\n-1,204.50'),
+        ("57 pieces", 'Result of read_file({"path": "a"}):\n57 pieces'),
+    ],
+)
+async def test_a_bare_number_is_told_with_what_its_tool_does(result: str, told: str) -> None:
+    fake = Fake(CALL)
+    await ask(TextReActLLM(fake), LLMRequest("", [user("go"), *called("a", result)], TOOLS))
+    assert fake.requests[0].messages[-1].text == told
+
+
 def called(path: str, result: str) -> list[Message]:
     return [
         Message("assistant", (ToolCall("c", "read_file", json.dumps({"path": path})),)),

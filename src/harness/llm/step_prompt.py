@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -13,6 +14,9 @@ from harness.messages import JSON, Image, Message, Reasoning, Text, ToolCall, To
 from harness.tools.base import ToolSpec
 
 Schema = dict[str, JSON]
+
+_NUMBER = re.compile(r"\s*[-+]?[\d.,]{1,40}\s*")
+"""A bare number says nothing of what it counts: it is told with what its tool does."""
 
 NO_FACTS = "(An error holds no facts: correct the call, or call another tool.)"
 
@@ -159,25 +163,30 @@ def rendered(request: LLMRequest) -> list[Message]:
     """
     told: list[Message] = []
     asked: dict[str, str] = {}
+    about = {spec.name: spec.description.strip().partition("\n")[0] for spec in request.tools}
     for message in request.messages:
         role, parts = message.role, message.parts
         if role == "assistant":
             asked = {call.id: call.arguments for call in message.tool_calls}
             parts = (Text(_step(message)),)
         elif role == "tool":
-            role, parts = "user", tuple(_told(part, asked) for part in parts)
+            role, parts = "user", tuple(_told(part, asked, about) for part in parts)
         if told and role == told[-1].role == "user":
             parts = (*told.pop().parts, Text("\n\n"), *parts)
         told.append(Message(role, parts))
     return told
 
 
-def _told(part: object, asked: Mapping[str, str]) -> Text | Image:
+def _told(part: object, asked: Mapping[str, str], about: Mapping[str, str]) -> Text | Image:
     if isinstance(part, Image):
         return part
     assert isinstance(part, ToolResult)  # a tool message holds nothing else
     call = f"{part.name}({asked.get(part.call_id, '')})"
-    return Text(f"Error from {call}:\n{part.text}\n{NO_FACTS}" if part.is_error else f"Result of {call}:\n{part.text}")
+    if part.is_error:
+        return Text(f"Error from {call}:\n{part.text}\n{NO_FACTS}")
+    if (words := about.get(part.name)) and _NUMBER.fullmatch(part.text):
+        call += f" [{words}]"
+    return Text(f"Result of {call}:\n{part.text}")
 
 
 def _step(message: Message) -> str:
