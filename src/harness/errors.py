@@ -65,13 +65,21 @@ class LLMHTTPError(LLMError):
         status: the HTTP status code.
         transient: whether the same call may succeed later.
         retry_after_s: seconds from the ``Retry-After`` header, if one was sent.
+        body: what the provider said, as it said it.
     """
 
     def __init__(
-        self, message: str, *, status: int, transient: bool = False, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+        body: str = "",
     ) -> None:
         super().__init__(message, transient=transient, retry_after_s=retry_after_s)
         self.status = status
+        self.body = body
 
 
 class LLMRefused(LLMError):

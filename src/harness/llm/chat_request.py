@@ -8,6 +8,7 @@ from typing import cast
 
 import msgspec
 
+from harness.llm.abilities import Ability
 from harness.llm.base import LLMRequest
 from harness.llm.replies import CONFIDENCE_REQUEST, clean
 from harness.messages import JSON, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
@@ -21,7 +22,11 @@ SENT_BACK = ("reasoning_details",)
 NO_RESULT = "(this call has no recorded result)"
 
 
-def chat_body(request: LLMRequest, model: str, *, is_openai: bool) -> Wire:
+NO_IMAGE = "[image]"
+"""What a model that takes no images is shown for one."""
+
+
+def chat_body(request: LLMRequest, model: str, *, is_openai: bool, missing: frozenset[Ability] = frozenset()) -> Wire:
     """Build the body of a streamed chat completion.
 
     Args:
@@ -29,24 +34,24 @@ def chat_body(request: LLMRequest, model: str, *, is_openai: bool) -> Wire:
         model: the model's name.
         is_openai: whether OpenAI itself is asked; it calls the output limit by another name than the servers
             that imitate it.
+        missing: what the server does not take.
     """
-    body: Wire = {
-        "model": model,
-        "messages": list[JSON](chat_messages(request)),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    body: Wire = {"model": model, "messages": list[JSON](chat_messages(request, missing)), "stream": True}
+    if "stream_options" not in missing:
+        body["stream_options"] = {"include_usage": True}
     settings = request.settings
-    if settings.temperature is not None:
+    if settings.temperature is not None and "temperature" not in missing:
         body["temperature"] = settings.temperature
     if settings.max_output_tokens is not None:
-        body["max_completion_tokens" if is_openai else "max_tokens"] = settings.max_output_tokens
-    if settings.reasoning_effort is not None:
+        newer = "max_completion_tokens" not in missing if is_openai else "max_tokens" in missing
+        body["max_completion_tokens" if newer else "max_tokens"] = settings.max_output_tokens
+    if settings.reasoning_effort is not None and "reasoning_effort" not in missing:
         body["reasoning_effort"] = settings.reasoning_effort
     if request.tools:
         body["tools"] = [_tool(spec) for spec in request.tools]
-    if request.response_schema is not None:
-        body["response_format"] = response_format(request.response_schema)
+    if request.response_schema is not None and "response_format" not in missing:
+        any_object: Wire = {"type": "json_object"}
+        body["response_format"] = any_object if "json_schema" in missing else response_format(request.response_schema)
     return body
 
 
@@ -60,16 +65,29 @@ def _tool(spec: ToolSpec) -> Wire:
     return {"type": "function", "function": function}
 
 
-def chat_messages(request: LLMRequest) -> list[Wire]:
+def chat_messages(request: LLMRequest, missing: frozenset[Ability] = frozenset()) -> list[Wire]:
     """Map the system prompt and the conversation to protocol messages."""
     prompt = request.system
     if request.confidence:
         prompt = f"{prompt}\n\n{CONFIDENCE_REQUEST}".strip()
-    conversation = _Conversation([{"role": "system", "content": prompt}] if prompt else [])
+    conversation = _Conversation([], takes_images="images" not in missing)
     for position, message in enumerate(request.messages):
         conversation.add(position, message)
     conversation.end_turn()
-    return conversation.messages
+    messages = conversation.messages
+    if not prompt:
+        return messages
+    if "system" in missing and messages and messages[0]["role"] == "user":
+        return [{"role": "user", "content": _after(prompt, messages[0]["content"])}, *messages[1:]]
+    return [{"role": "user" if "system" in missing else "system", "content": prompt}, *messages]
+
+
+def _after(prompt: str, said: JSON) -> JSON:
+    """Put a prompt before what a user says."""
+    if isinstance(said, list):
+        opening: Wire = {"type": "text", "text": prompt}
+        return [opening, *said]
+    return f"{prompt}\n\n{said}"
 
 
 @dataclass(slots=True)
@@ -89,12 +107,14 @@ class _Conversation:
 
     Attributes:
         messages: what was built so far.
+        takes_images: whether images are sent.
         used: call ids that are taken.
         open: calls of the last assistant message without a result.
         after: what follows the turn's results as a user message, because the protocol takes it from a user only.
     """
 
     messages: list[Wire]
+    takes_images: bool = True
     used: set[str] = field(default_factory=set[str])
     open: list[_Open] = field(default_factory=list[_Open])
     after: list[JSON] = field(default_factory=list[JSON])
@@ -106,12 +126,12 @@ class _Conversation:
                 if isinstance(part, ToolResult):
                     self._result(part)
                 elif isinstance(part, Image):
-                    self.after.append(_image(part))
+                    self.after.append(_image(part) if self.takes_images else _text(NO_IMAGE))
             return
         self.end_turn()
         if message.role == "assistant":
             self._assistant(position, message)
-        elif said := content(message.parts):
+        elif said := content(message.parts if self.takes_images else [_visible(part) for part in message.parts]):
             self.messages.append({"role": message.role, "content": said})
 
     def end_turn(self) -> None:
@@ -119,7 +139,7 @@ class _Conversation:
         for pending in self.open:
             self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": NO_RESULT})
         if self.after:
-            self.messages.append({"role": "user", "content": self.after})
+            self.messages.append({"role": "user", "content": self.after if self.takes_images else _joined(self.after)})
         self.open, self.after = [], []
 
     def _assistant(self, position: int, message: Message) -> None:
@@ -151,8 +171,7 @@ class _Conversation:
         ranked = [(p.call.id != result.call_id, p.call.name != result.name, i) for i, p in enumerate(self.open)]
         best = min(ranked, default=(True, True, 0))
         if best[:2] == (True, True):  # its call was dropped; the protocol refuses a result without one
-            told: Wire = {"type": "text", "text": f"Result of {result.name}:\n{result.text}"}
-            self.after.append(told)
+            self.after.append(_text(f"Result of {result.name}:\n{result.text}"))
             return
         pending = self.open.pop(best[2])
         self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": result.text})
@@ -186,10 +205,24 @@ def content(parts: Sequence[Part]) -> JSON:
     mixed: list[JSON] = []
     for part in parts:
         if isinstance(part, Text):
-            mixed.append({"type": "text", "text": part.text})
+            mixed.append(_text(part.text))
         elif isinstance(part, Image):
             mixed.append(_image(part))
     return mixed
+
+
+def _visible(part: Part) -> Part:
+    """Return a part as a model sees it that takes no images."""
+    return Text(NO_IMAGE) if isinstance(part, Image) else part
+
+
+def _joined(content: list[JSON]) -> str:
+    """Return texts as one, for servers that know nothing else."""
+    return "\n\n".join(str(part["text"]) for part in content if isinstance(part, dict))
+
+
+def _text(text: str) -> Wire:
+    return {"type": "text", "text": text}
 
 
 def _image(image: Image) -> Wire:

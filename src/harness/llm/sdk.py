@@ -165,10 +165,11 @@ class SdkErrors(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What the body of an HTTP error says: a text, and whether the request was refused for what it asks."""
+    """What the body of an HTTP error says: a text, whether the request was refused for what it asks, and all of it."""
 
     text: str
     refused: bool = False
+    whole: str = ""
 
 
 @contextmanager
@@ -217,7 +218,7 @@ def _status_error(server: Server, status: int, said: Said, headers: Mapping[str,
     if said.refused:
         return LLMRefused(text)
     wait_s = retry_after_s(headers)
-    return LLMHTTPError(text, status=status, transient=is_transient(status), retry_after_s=wait_s)
+    return LLMHTTPError(text, status=status, transient=is_transient(status), retry_after_s=wait_s, body=said.whole)
 
 
 def plain_body(body: object) -> Said:
