@@ -78,7 +78,8 @@ _IMAGES_TOO = re.compile(
     re.IGNORECASE,
 )
 _THIS_IMAGE = re.compile(
-    r"\bformats?\b|\bmime|media[ _]type|too (?:large|big|many)|dimension|resolution|download|fetch|decode|corrupt|base64",
+    r"\bformats?\b|\bmime|media[ _]type|too (?:large|big|many)|dimension|resolution|download|fetch|decode|corrupt|"
+    r"base64",
     re.IGNORECASE,
 )
 _FORMAT = re.compile(

@@ -209,7 +209,8 @@ class Assembly:
             MalformedResponse: the provider never said that the reply ended.
         """
         if not self.finish:
-            raise MalformedResponse("the provider's stream ended before the reply was complete", transient=True)
+            text = "the provider's stream ended before the reply was complete"
+            raise MalformedResponse(text, transient=True, billed=True)
         finish = finish_reason(self.finish)
         text = clean("".join(self._refusal or self._text))
         if self._refusal:

@@ -162,7 +162,7 @@ def _arguments(written: str) -> str:
     """Return arguments as servers take them back: many refuse a conversation with a call that is no JSON object."""
     try:
         _object.decode(written)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return msgspec.json.encode({"unreadable_arguments": clean(written)}).decode()
     return written
 

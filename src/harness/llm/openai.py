@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import msgspec
 
 from harness.budget import Usage
-from harness.errors import ConfigError, LLMHTTPError, MissingExtra
+from harness.errors import ConfigError, LLMError, LLMHTTPError, MalformedResponse, MissingExtra
 from harness.llm.abilities import ServerAbilities
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ResponseDone, closing
 from harness.llm.chat_reply import DONE, Assembly, body_text, decode_chunk, events
@@ -53,8 +53,9 @@ class OpenAILLM:
         base_url: the server's address, as ``http://127.0.0.1:8080/v1``; None takes ``OPENAI_BASE_URL``, else OpenAI.
         request_timeout_seconds: seconds to wait for a connection, for the first byte and for each next one.
         cost_fn: given the tokens of a call, returns its price in dollars, or None where it does not know.
-        tool_calls: ``native`` uses the protocol's tool calls where the server has them. ``text`` has the model write its calls as JSON that the
-            server holds to a schema, one call a step: for models and servers that are weak at native ones.
+        tool_calls: ``native`` uses the protocol's tool calls where the server has them. ``text`` has the model write
+            its calls as JSON that the server holds to a schema, one call a step: for models and servers that are weak
+            at native ones.
 
     Raises:
         MissingExtra: the ``openai`` package is not installed.
@@ -132,9 +133,10 @@ class _ChatCompletions:
         while not (request.tools and "tools" in missing):
             body = chat_body(request, self.name, is_openai=self.server.is_own, missing=missing)
             reply = Assembly()
-            done = False
+            accepted = done = False
             try:
                 async with self._post(body) as response:
+                    accepted = True
                     headers = response.headers
                     pieces = response.iter_bytes()
                     async with aclosing(events(pieces)) as received:
@@ -145,11 +147,13 @@ class _ChatCompletions:
                                 yield delta
                     if done:
                         await drain(pieces)
-            except LLMHTTPError as error:
-                if not reply.is_empty or not self.abilities.learn(error, body):
-                    raise
-                missing = self.abilities.missing
-                continue
+            except LLMError as error:
+                if isinstance(error, LLMHTTPError) and reply.is_empty and self.abilities.learn(error, body):
+                    missing = self.abilities.missing
+                    continue
+                if accepted and (not reply.is_empty or isinstance(error, MalformedResponse)):
+                    error.billed = True
+                raise
             if not done:
                 raise cut(self.server, headers)
             finished = reply.response(request)
