@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -227,31 +228,37 @@ class AnthropicWire:
         return found
 
 
-Chooses = Callable[[dict[str, Any], int], Answer]
-"""Chooses an answer by the request's body and its number, from 0."""
+Scripts = dict[str, Sequence[Answer]]
+"""The answers to requests that contain a text, in turn; the last one for ever."""
 
 
 @dataclass
 class Provider:
-    """Answers each request with the next of its answers, the last one for ever.
+    """Answers each request with the next answer of the first script whose text it contains.
 
     Attributes:
         wire: how it speaks.
-        answers: what it answers, or what chooses it.
-        requests: the bodies of all requests it got.
-        billed: what it says it has billed, for whole replies.
+        scripts: what it answers.
+        requests: the bodies of the requests it got, by script.
+        billed: what it says it has billed for whole replies, by script.
         url: where it is.
         open: connections that are open.
         written: bytes that were sent.
     """
 
     wire: Wire
-    answers: Sequence[Answer] | Chooses
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    billed: list[Usage] = field(default_factory=list)
+    scripts: Scripts
+    requests: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+    billed: dict[str, list[Usage]] = field(default_factory=lambda: defaultdict(list))
     url: str = ""
     open: int = 0
     written: int = 0
+
+    def choose(self, script: str, body: dict[str, Any]) -> Answer:
+        """Note a request and choose its answer."""
+        self.requests[script].append(body)
+        answers = self.scripts[script]
+        return answers[min(len(self.requests[script]), len(answers)) - 1]
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
@@ -261,13 +268,11 @@ class Provider:
                 lines = head.decode().split("\r\n")
                 assert lines[0].startswith(f"POST {self.wire.path}"), lines[0]
                 headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:] if line)}
-                self.requests.append(json.loads(await reader.readexactly(int(headers["content-length"]))))
-                number = len(self.requests) - 1
-                if callable(self.answers):
-                    answer = self.answers(self.requests[-1], number)
-                else:
-                    answer = self.answers[min(number, len(self.answers) - 1)]
-                if not await self._answer(answer, reader, writer):
+                body = json.loads(await reader.readexactly(int(headers["content-length"])))
+                said = json.dumps(body)
+                script = next(text for text in self.scripts if text in said)
+                answer = self.choose(script, body)
+                if not await self._answer(script, answer, reader, writer):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -275,13 +280,15 @@ class Provider:
             self.open -= 1
             writer.close()
 
-    async def _answer(self, answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _answer(
+        self, script: str, answer: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> bool:
         """Send one answer; return whether the connection stays open."""
         if answer.after is not None:
             await answer.after.wait()
         body = answer.body if answer.sent is None else answer.body[: answer.sent]
         if answer.end == "whole" and answer.usage is not None and answer.status == 200:
-            self.billed.append(answer.usage)
+            self.billed[script].append(answer.usage)
         if answer.status:
             await self._write(writer, answer.head())
             for at in range(0, len(body), 65_536):
@@ -306,9 +313,11 @@ class Provider:
 
 
 @asynccontextmanager
-async def providing(wire: Wire, answers: Sequence[Answer] | Chooses) -> AsyncIterator[Provider]:
+async def providing(
+    wire: Wire, scripts: Scripts, kind: type[Provider] = Provider, **more: Any
+) -> AsyncIterator[Provider]:
     """Run a provider on a port of its own."""
-    provider = Provider(wire, answers)
+    provider = kind(wire, scripts, **more)
     serving: set[asyncio.Task[None]] = set()
 
     def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,14 +12,15 @@ import email.utils
 import json
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
-from fake_provider import Answer, AnthropicWire, Call, Chooses, OpenAIWire, Provider, Wire, providing
+from fake_provider import Answer, AnthropicWire, Call, OpenAIWire, Provider, Scripts, Usage, Wire, providing
 from harness import (
     AgentConfig,
     AgentRuntime,
@@ -30,10 +31,13 @@ from harness import (
     MemoryCheckpointStore,
     Plan,
     Task,
+    ToolContext,
     tool,
 )
 from harness.records import LLMFailed, LLMFinished, LLMStarted
 from harness.result import RunResult
+
+R = TypeVar("R")
 
 WIRES: list[Wire] = [OpenAIWire(), AnthropicWire()]
 
@@ -57,80 +61,109 @@ def price(usage: Any) -> float:
 class Played:
     """What came of a run, and what was seen of it outside."""
 
-    provider: Provider
     result: RunResult
+    requests: list[dict[str, Any]]
+    billed: list[Usage]
     noted: list[str]
     seconds: float
 
-    def starts(self) -> list[LLMStarted]:
-        return [e.record for e in self.result.trace if isinstance(e.record, LLMStarted)]
+    def records(self, kind: type[R]) -> list[R]:
+        return [entry.record for entry in self.result.trace if isinstance(entry.record, kind)]
 
+    @property
     def failures(self) -> list[LLMFailed]:
-        return [e.record for e in self.result.trace if isinstance(e.record, LLMFailed)]
-
-    def replies(self) -> list[LLMFinished]:
-        return [e.record for e in self.result.trace if isinstance(e.record, LLMFinished)]
+        return self.records(LLMFailed)
 
     def check(self) -> Played:
         """Hold the journal against the provider's log, to the token."""
-        starts, provider, spent = self.starts(), self.provider, self.result.spent
-        unsent = [f for f in self.failures() if f.error == "the wall-clock limit is over"]
-        assert len(starts) - len(unsent) == len(provider.requests)
+        starts, spent = self.records(LLMStarted), self.result.spent
+        unsent = [f for f in self.failures if f.error == "the wall-clock limit is over"]
+        assert len(starts) - len(unsent) == len(self.requests)
         assert len(starts) == spent.llm_calls
-        by_attempt = {(s.step, s.attempt): s.reserved for s in starts}
-        assert len(by_attempt) == len(starts)
-        cut = [by_attempt[f.step, f.attempt] for f in self.failures() if f.estimated]
-        unsaid = [r.usage for r in self.replies() if r.estimated]
-        tokens_in = sum(u[0] for u in provider.billed) + sum(r.input_tokens for r in [*cut, *unsaid])
-        tokens_out = sum(u[1] for u in provider.billed) + sum(r.output_tokens for r in [*cut, *unsaid])
+        reserved = {(s.step, s.attempt): s.reserved for s in starts}
+        assert len(reserved) == len(starts)
+        estimates = [reserved[f.step, f.attempt].as_usage() for f in self.failures if f.estimated]
+        estimates += [reply.usage for reply in self.records(LLMFinished) if reply.estimated]
+        tokens_in = sum(u[0] for u in self.billed) + sum(u.input_tokens for u in estimates)
+        tokens_out = sum(u[1] for u in self.billed) + sum(u.output_tokens for u in estimates)
         assert (spent.usage.input_tokens, spent.usage.output_tokens) == (tokens_in, tokens_out)
-        assert spent.usage.cost_microusd == 3 * tokens_in + 7 * tokens_out
-        assert spent.usage.unpriced == 0
-        assert spent.estimated == len(cut) + len(unsaid)
+        assert (spent.usage.cost_microusd, spent.usage.unpriced) == (3 * tokens_in + 7 * tokens_out, 0)
         budget = self.result.budget
-        assert budget["tokens"] == tokens_in + tokens_out
-        assert budget["cost_usd"] == pytest.approx((3 * tokens_in + 7 * tokens_out) / 1_000_000)
+        assert (budget["tokens"], budget["cost_usd"]) == (tokens_in + tokens_out, spent.usage.cost_usd)
+        assert budget["breakdown"]["estimated_calls"] == len(estimates)  # type: ignore[index]  # plain data
         assert "Traceback" not in self.result.error
         return self
 
 
-async def play(
-    wire: Wire,
-    answers: Sequence[Answer] | Chooses,
-    folder: Path,
-    *,
-    timeout_s: float = 5,
-    agent: dict[str, Any] | None = None,
-    settings: dict[str, Any] | None = None,
-    **limits: Any,
-) -> Played:
-    """Run one agent with one tool that has an effect against a provider."""
-    file = folder / f"noted-{time.monotonic_ns()}"
+class Stage:
+    """An agent with one tool that has an effect, on a provider.
 
-    @tool(effect="once")
-    def note(line: str) -> str:
-        """Write a line down."""
-        with file.open("a") as out:
-            out.write(f"{line}\n")
-        return f"noted {line}"
+    Args:
+        provider: the provider, with a script for each goal.
+        folder: where the tool writes.
+        timeout_s: the adapter's own patience.
+        agent: more of the agent's configuration.
+        settings: more of its model settings.
+        limits: of the runs.
+    """
 
-    asked = LLMSettings(max_output_tokens=300, **(settings or {}))
-    async with providing(wire, answers) as provider:
-        llm = wire.llm(provider.url, request_timeout_seconds=timeout_s, cost_fn=price)
-        runtime = AgentRuntime(
-            llm=llm,
-            agents=[
-                AgentConfig("a", "notes", "Note it.", confidence_from_llm=False, llm_settings=asked, **(agent or {}))
-            ],
+    def __init__(
+        self,
+        provider: Provider,
+        folder: Path,
+        *,
+        timeout_s: float = 5,
+        agent: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+        **limits: Any,
+    ) -> None:
+        @tool(effect="once")
+        def note(line: str, context: ToolContext[None]) -> str:
+            """Write a line down."""
+            with (folder / context.run_id).open("a") as out:
+                out.write(f"{line}\n")
+            return f"noted {line}"
+
+        self.provider = provider
+        self.folder = folder
+        self.llm = provider.wire.llm(provider.url, request_timeout_seconds=timeout_s, cost_fn=price)
+        asked = LLMSettings(max_output_tokens=300, **(settings or {}))
+        config = AgentConfig("a", confidence_from_llm=False, llm_settings=asked, **(agent or {}))
+        self.runtime = AgentRuntime(
+            llm=self.llm,
+            agents=[config],
             tools=[note],
             guardrail_config=GuardrailConfig(**limits),
             checkpoint_store=MemoryCheckpointStore(),
         )
+
+    async def run(self, goal: str) -> Played:
         began = time.monotonic()
-        result = await runtime.run_agent("a", "Note one line.")
+        result = await self.runtime.run_agent("a", goal)
         seconds = time.monotonic() - began
-        await llm.aclose()  # type: ignore[attr-defined]  # both adapters have it
-    return Played(provider, result, file.read_text().splitlines() if file.exists() else [], seconds)
+        file = self.folder / result.run_id
+        noted = file.read_text().splitlines() if file.exists() else []
+        return Played(result, self.provider.requests[goal], self.provider.billed[goal], noted, seconds)
+
+
+@asynccontextmanager
+async def staged(wire: Wire, scripts: Scripts, folder: Path, **settings: Any) -> AsyncIterator[Stage]:
+    """Put an agent on a provider."""
+    async with providing(wire, scripts) as provider:
+        stage = Stage(provider, folder, **settings)
+        try:
+            yield stage
+        finally:
+            await stage.llm.aclose()  # type: ignore[attr-defined]  # both adapters have it
+
+
+GOAL = "Note one line."
+
+
+async def play(wire: Wire, answers: Sequence[Answer], folder: Path, **settings: Any) -> Played:
+    """Run one agent once against a provider, and hold its journal against the provider's log."""
+    async with staged(wire, {GOAL: answers}, folder, **settings) as stage:
+        return (await stage.run(GOAL)).check()
 
 
 def noting(wire: Wire, line: str = "one", **more: Any) -> Answer:
@@ -143,7 +176,7 @@ def then(wire: Wire, *first: Answer) -> list[Answer]:
     return [*first, noting(wire, usage=(110, 21)), wire.reply("Noted.", usage=(130, 5))]
 
 
-# -- faults after which the same call succeeds ---------------------------------------------------------------------------
+# -- faults after which the same call succeeds ------------------------------------------------------------------------
 
 DATE = "a date"
 
@@ -165,31 +198,31 @@ RETRY_AFTER: dict[str, dict[str, str]] = {
 async def test_a_429_is_tried_again_when_it_says(wire: Wire, tmp_path: Path, kind: str) -> None:
     headers = {k: email.utils.formatdate(time.time() + 0.5, usegmt=True) if v == DATE else v
                for k, v in RETRY_AFTER[kind].items()}  # fmt: skip
-    played = (await play(wire, then(wire, wire.error(429, "slow down", **headers)), tmp_path)).check()
+    played = await play(wire, then(wire, wire.error(429, "slow down", **headers)), tmp_path)
     assert isinstance(played.result, Finished)
     assert played.noted == ["one"]
-    assert [f.transient for f in played.failures()] == [True]
-    assert "slow down" in played.failures()[0].error
+    assert [f.transient for f in played.failures] == [True]
+    assert "slow down" in played.failures[0].error
     assert played.result.spent.estimated == 0
 
 
 @pytest.mark.parametrize("status", [408, 409, 500, 502, 503, 504, 529])
 async def test_a_server_in_trouble_is_tried_again_and_costs_nothing(wire: Wire, tmp_path: Path, status: int) -> None:
     page = Answer(b"<html>" + b"x" * 100_000, status, "text/html")
-    played = (await play(wire, then(wire, wire.error(status), page), tmp_path)).check()
+    played = await play(wire, then(wire, wire.error(status), page), tmp_path)
     assert isinstance(played.result, Finished)
-    assert (played.noted, len(played.provider.requests)) == (["one"], 4)
+    assert (played.noted, len(played.requests)) == (["one"], 4)
     assert played.result.spent.estimated == 0
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422])
 async def test_a_request_that_is_wrong_is_not_tried_again(wire: Wire, tmp_path: Path, status: int) -> None:
-    played = (await play(wire, [wire.error(status, "that is wrong")], tmp_path)).check()
+    played = await play(wire, [wire.error(status, "that is wrong")], tmp_path)
     assert isinstance(played.result, Failed)
     assert played.result.reason == "llm"
     assert f"HTTP {status}" in played.result.error
     assert "that is wrong" in played.result.error
-    assert (len(played.provider.requests), played.noted) == (1, [])
+    assert (len(played.requests), played.noted) == (1, [])
 
 
 def broken(wire: Wire) -> dict[str, Answer]:
@@ -197,7 +230,7 @@ def broken(wire: Wire) -> dict[str, Answer]:
     whole = noting(wire)
     body = whole.body
     middle = len(body) // 2
-    within = body.index(b"\n\n", middle) + 30
+    within = body.index(b"data: {", middle) + 20
     return {
         "reset before the head": Answer(status=0, end="reset"),
         "closed before the head": Answer(status=0, end="close", framed=False),
@@ -222,17 +255,17 @@ def broken(wire: Wire) -> dict[str, Answer]:
 @pytest.mark.parametrize("fault", broken(WIRES[0]))
 async def test_a_reply_that_does_not_arrive_whole_is_asked_for_again(wire: Wire, tmp_path: Path, fault: str) -> None:
     answers = then(wire, broken(wire)[fault])
-    played = (await play(wire, answers, tmp_path, timeout_s=0.2)).check()
+    played = await play(wire, answers, tmp_path, timeout_s=0.2)
     assert isinstance(played.result, Finished), played.result
-    assert (played.noted, len(played.provider.requests)) == (["one"], 3)
-    [failure] = played.failures()
+    assert (played.noted, len(played.requests)) == (["one"], 3)
+    [failure] = played.failures
     assert failure.transient
     # The provider may have billed all of these, but not what it says it did not work on.
     assert failure.estimated is (fault != "an error at the start")
 
 
 async def test_a_server_that_is_not_there_is_a_clear_failure(wire: Wire, tmp_path: Path) -> None:
-    async with providing(wire, []) as provider:
+    async with providing(wire, {}) as provider:
         url = provider.url
     llm = wire.llm(url, cost_fn=price)
     runtime = AgentRuntime(llm=llm, agents=[AgentConfig("a")], checkpoint_store=MemoryCheckpointStore())
@@ -246,54 +279,53 @@ async def test_a_server_that_is_not_there_is_a_clear_failure(wire: Wire, tmp_pat
 
 async def test_a_reply_cut_at_any_byte_does_nothing(wire: Wire, tmp_path: Path) -> None:
     whole = noting(wire)
-    # Every byte of the part that holds the call, and every seventh of the rest.
-    last = len(whole.body) - 2 if wire.name == "openai" else whole.body.rindex(b"message_stop")
-    places = sorted({*range(0, last, 7), *range(last - 40, last)})
-
-    async def at(place: int) -> Played:
-        return await play(wire, then(wire, whole.cut(place, framed=place % 2 == 0)), tmp_path)
-
-    for start in range(0, len(places), 25):
-        for played in await asyncio.gather(*map(at, places[start : start + 25])):
-            played.check()
-            assert isinstance(played.result, Finished), played.result
-            assert (played.noted, len(played.provider.requests)) == (["one"], 3)
-            assert played.result.spent.estimated == 1
+    # What is left out at the end may be missing: the reply is whole before that.
+    last = whole.body.rindex(b"[DONE]" if wire.name == "openai" else b"message_stop") + 3
+    places = sorted({*range(0, last, 11), *range(last - 30, last)})
+    scripts = {f"Note <{at}>.": then(wire, whole.cut(at, framed=at % 2 == 0)) for at in places}
+    async with staged(wire, scripts, tmp_path) as stage:
+        for start in range(0, len(places), 20):
+            goals = [*scripts][start : start + 20]
+            for played in await asyncio.gather(*map(stage.run, goals)):
+                played.check()
+                assert isinstance(played.result, Finished), played.result
+                assert (played.noted, len(played.requests)) == (["one"], 3)
+                assert played.result.spent.estimated == 1
 
 
 @pytest.mark.parametrize("kind", ["text/event-stream", "text/html", "application/json"])
 async def test_a_flood_is_given_up_and_not_asked_for_again(wire: Wire, tmp_path: Path, kind: str) -> None:
     flood = Answer(b"data: " + b"x" * 60_000_000, kind=kind)
-    played = (await play(wire, [flood], tmp_path)).check()
+    played = await play(wire, [flood], tmp_path)
     assert isinstance(played.result, Failed)
     assert "larger than" in played.result.error
-    assert len(played.provider.requests) == 1
+    assert len(played.requests) == 1
 
 
 @pytest.mark.parametrize(("kind", "body"), [("text/html", b"<html>Welcome</html>"), ("application/json", b'{"ok": 1}')])
 async def test_an_answer_that_is_no_stream_is_explained(wire: Wire, tmp_path: Path, kind: str, body: bytes) -> None:
-    played = (await play(wire, [Answer(body, kind=kind)], tmp_path)).check()
+    played = await play(wire, [Answer(body, kind=kind)], tmp_path)
     assert isinstance(played.result, Failed)
     assert "base_url" in played.result.error
-    assert len(played.provider.requests) == 1
+    assert len(played.requests) == 1
     assert played.result.spent.estimated == (kind != "text/html")
 
 
 async def test_attempts_end(wire: Wire, tmp_path: Path) -> None:
-    played = (await play(wire, [wire.error(503)], tmp_path, agent={"max_llm_attempts": 3})).check()
+    played = await play(wire, [wire.error(503)], tmp_path, agent={"max_llm_attempts": 3})
     assert isinstance(played.result, Failed)
     assert "after 3 attempts" in played.result.error
-    assert len(played.provider.requests) == 3
+    assert len(played.requests) == 3
 
 
-# -- whole replies that are not as they should be --------------------------------------------------------------------------
+# -- whole replies that are not as they should be ---------------------------------------------------------------------
 
 
 async def test_a_tool_that_is_not_there_is_named_to_the_model(wire: Wire, tmp_path: Path) -> None:
-    played = (await play(wire, then(wire, wire.reply("", Call("notte", '{"line": "one"}'))), tmp_path)).check()
+    played = await play(wire, then(wire, wire.reply("", Call("notte", '{"line": "one"}'))), tmp_path)
     assert isinstance(played.result, Finished)
     assert played.noted == ["one"]
-    [(_, said)] = wire.results(played.provider.requests[1])
+    [(_, said)] = wire.results(played.requests[1])
     assert "unknown tool 'notte'" in said
     assert "note" in said
 
@@ -305,18 +337,17 @@ async def test_a_tool_that_is_not_there_is_named_to_the_model(wire: Wire, tmp_pa
 )  # fmt: skip
 async def test_arguments_that_do_not_fit_are_not_run(wire: Wire, tmp_path: Path, arguments: str) -> None:
     played = await play(wire, then(wire, wire.reply("", Call("note", arguments))), tmp_path)
-    played.check()
     assert isinstance(played.result, Finished), played.result
     assert played.noted == ["one"]
-    assert len(played.provider.requests) == 3
+    assert len(played.requests) == 3
 
 
 async def test_calls_with_one_id_are_two_calls_with_an_answer_each(wire: Wire, tmp_path: Path) -> None:
     twice = wire.reply("", Call("note", '{"line": "a"}', "x"), Call("note", '{"line": "b"}', "x"))
-    played = (await play(wire, [twice, wire.reply("Noted.")], tmp_path)).check()
+    played = await play(wire, [twice, wire.reply("Noted.")], tmp_path)
     assert isinstance(played.result, Finished)
     assert sorted(played.noted) == ["a", "b"]
-    answered = wire.results(played.provider.requests[1])
+    answered = wire.results(played.requests[1])
     assert sorted(text for _, text in answered) == ["noted a", "noted b"]
     assert len({call_id for call_id, _ in answered}) == 2
 
@@ -338,34 +369,34 @@ NAN = float("nan")
 async def test_a_reply_without_usage_is_charged_by_estimate(
     wire: Wire, tmp_path: Path, usage: None, odd: dict[str, object]
 ) -> None:
-    played = (await play(wire, then(wire, noting(wire, line="zero", usage=usage, **odd)), tmp_path)).check()
+    played = await play(wire, then(wire, noting(wire, line="zero", usage=usage, **odd)), tmp_path)
     assert isinstance(played.result, Finished), played.result
     assert played.noted == ["zero", "one"]
     assert played.result.spent.estimated == 1
-    assert played.replies()[0].usage.input_tokens > 0
+    assert played.records(LLMFinished)[0].usage.input_tokens > 0
 
 
 async def test_a_reply_that_ended_at_its_limit_does_nothing(wire: Wire, tmp_path: Path) -> None:
-    played = (await play(wire, then(wire, noting(wire, line="half", finish="length")), tmp_path)).check()
+    played = await play(wire, then(wire, noting(wire, line="half", finish="length")), tmp_path)
     assert isinstance(played.result, Finished)
-    assert (played.noted, len(played.provider.requests)) == (["one"], 3)
+    assert (played.noted, len(played.requests)) == (["one"], 3)
     assert played.result.spent.estimated == 0
 
 
 async def test_a_filtered_reply_does_nothing_and_ends_the_run(wire: Wire, tmp_path: Path) -> None:
-    played = (await play(wire, [noting(wire, finish="content_filter")], tmp_path)).check()
+    played = await play(wire, [noting(wire, finish="content_filter")], tmp_path)
     assert isinstance(played.result, Failed)
     assert played.result.reason == "refused"
-    assert (played.noted, len(played.provider.requests)) == ([], 1)
+    assert (played.noted, len(played.requests)) == ([], 1)
 
 
 async def test_an_empty_reply_is_asked_for_again(wire: Wire, tmp_path: Path) -> None:
-    played = (await play(wire, then(wire, wire.reply("")), tmp_path)).check()
+    played = await play(wire, then(wire, wire.reply("")), tmp_path)
     assert isinstance(played.result, Finished)
     assert played.noted == ["one"]
 
 
-# -- deadlines ---------------------------------------------------------------------------------------------------------------
+# -- deadlines --------------------------------------------------------------------------------------------------------
 
 SLACK_S = 0.25
 """What a busy machine may add to a tenth more than the deadline."""
@@ -378,7 +409,7 @@ def stalls(wire: Wire) -> dict[str, Answer]:
         "first byte never": Answer(status=0, end="stall"),
         "head and nothing": whole.cut(0, "stall"),
         "silence in the middle": whole.cut(len(whole.body) // 2, "stall"),
-        "comments for ever": whole.cut(0, "drip"),
+        "nothing but comments": whole.cut(0, "drip"),
         "half and comments for ever": whole.cut(whole.body.index(b"\n\n", len(whole.body) // 2) + 2, "drip"),
         "come back in an hour": wire.error(429, retry_after="3600"),
         "come back in a century": wire.error(503, retry_after="Fri, 31 Dec 9999 23:59:59 GMT"),
@@ -388,32 +419,27 @@ def stalls(wire: Wire) -> dict[str, Answer]:
 
 async def test_the_wall_clock_limit_ends_every_wait(wire: Wire, tmp_path: Path) -> None:
     limit_s = 0.5
-
-    async def wait(fault: str) -> tuple[str, Played]:
-        answers = [stalls(wire)[fault]]
-        many = {"max_llm_attempts": 10_000}
-        return fault, await play(wire, answers, tmp_path, agent=many, max_wall_time_seconds=limit_s)
-
-    for fault, played in await asyncio.gather(*map(wait, stalls(wire))):
+    scripts: Scripts = {fault: [answer] for fault, answer in stalls(wire).items()}
+    many = {"max_llm_attempts": 10_000}
+    async with staged(wire, scripts, tmp_path, agent=many, max_wall_time_seconds=limit_s) as stage:
+        all_played = await asyncio.gather(*map(stage.run, scripts))
+    for fault, played in zip(scripts, all_played, strict=True):
         played.check()
         assert isinstance(played.result, Failed), fault
         assert played.result.reason == "budget", (fault, played.result.error)
         assert played.seconds <= limit_s * 1.1 + SLACK_S, fault
         assert played.noted == [], fault
-        assert not played.provider.open, fault
 
 
 @pytest.mark.parametrize("which", ["call_timeout_s", "silence_timeout_s"])
 async def test_the_deadline_of_a_call_ends_it(wire: Wire, tmp_path: Path, which: str) -> None:
     limit_s = 0.3
-
-    async def wait(fault: str) -> tuple[str, Played]:
-        asked = {which: limit_s}
-        played = await play(wire, [stalls(wire)[fault]], tmp_path, agent={"max_llm_attempts": 1}, settings=asked)
-        return fault, played
-
     kinds = [fault for fault in stalls(wire) if not fault.startswith(("come", "in trouble"))]
-    for fault, played in await asyncio.gather(*map(wait, kinds)):
+    scripts: Scripts = {fault: [stalls(wire)[fault]] for fault in kinds}
+    settings = {which: limit_s}
+    async with staged(wire, scripts, tmp_path, agent={"max_llm_attempts": 1}, settings=settings) as stage:
+        all_played = await asyncio.gather(*map(stage.run, scripts))
+    for fault, played in zip(scripts, all_played, strict=True):
         played.check()
         assert isinstance(played.result, Failed), fault
         assert "no reply within its deadline" in played.result.error, fault
@@ -421,37 +447,28 @@ async def test_the_deadline_of_a_call_ends_it(wire: Wire, tmp_path: Path, which:
         assert (played.noted, played.result.spent.estimated) == ([], 1), fault
 
 
-# -- many calls at once --------------------------------------------------------------------------------------------------------
+# -- many calls at once -----------------------------------------------------------------------------------------------
 
 
-async def test_two_runs_on_one_object_see_their_own_spending_only(wire: Wire) -> None:
+async def test_two_runs_on_one_object_see_their_own_spending_only(wire: Wire, tmp_path: Path) -> None:
     both = asyncio.Event()
-    seen: set[str] = set()
-
-    def choose(body: dict[str, Any], _number: int) -> Answer:
-        goal = "first" if "first" in json.dumps(body["messages"]) else "second"
-        seen.add(goal)
-        if len(seen) == 2:
-            both.set()
-        usage = (100, 10) if goal == "first" else (9_000, 700)
-        return Answer(**{**vars(wire.reply(f"The {goal}.", usage=usage)), "after": both})
-
-    async with providing(wire, choose) as provider:
-        llm = wire.llm(provider.url, cost_fn=price)
-        runtime = AgentRuntime(llm=llm, agents=[AgentConfig("a")], checkpoint_store=MemoryCheckpointStore())
-        first, second = await asyncio.gather(*(runtime.run_agent("a", f"Be the {n}.") for n in ("first", "second")))
-        await llm.aclose()  # type: ignore[attr-defined]
-    assert len(provider.requests) == 2
-    for result, (tokens_in, tokens_out) in ((first, (100, 10)), (second, (9_000, 700))):
-        assert isinstance(result, Finished)
-        assert result.budget["tokens"] == tokens_in + tokens_out
-        assert result.spent.usage.cost_microusd == 3 * tokens_in + 7 * tokens_out
-        assert (result.spent.llm_calls, result.spent.estimated) == (1, 0)
+    usages: dict[str, Usage] = {"Be the first.": (100, 10), "Be the second.": (9_000, 700)}
+    scripts = {goal: [replace(wire.reply(goal, usage=usage), after=both)] for goal, usage in usages.items()}
+    async with staged(wire, scripts, tmp_path) as stage:
+        runs = [asyncio.create_task(stage.run(goal)) for goal in scripts]
+        while len(stage.provider.requests) < 2:  # noqa: ASYNC110 - both are to be asked before one is answered
+            await asyncio.sleep(0.001)
+        both.set()
+        for played, usage in zip(await asyncio.gather(*runs), usages.values(), strict=True):
+            played.check()
+            assert isinstance(played.result, Finished)
+            assert played.billed == [usage]
+            assert (played.result.spent.llm_calls, played.result.spent.estimated) == (1, 0)
 
 
 async def test_of_twenty_calls_at_once_two_are_sent_where_the_budget_is_for_two(wire: Wire) -> None:
     dear = wire.reply("done", usage=(100, 1_000))
-    async with providing(wire, [dear]) as provider:
+    async with providing(wire, {"Do it.": [dear]}) as provider:
         llm = wire.llm(provider.url, cost_fn=lambda usage: usage["tokens_out"] / 10_000)
         runtime = AgentRuntime(
             llm=llm,
@@ -464,6 +481,6 @@ async def test_of_twenty_calls_at_once_two_are_sent_where_the_budget_is_for_two(
         await llm.aclose()  # type: ignore[attr-defined]
     assert isinstance(result, Failed)
     assert result.reason == "budget"
-    assert len(provider.requests) == 2
+    assert len(provider.requests["Do it."]) == 2
     assert result.spent.usage.cost_usd == pytest.approx(0.2)
     assert (result.spent.llm_calls, result.spent.usage.output_tokens) == (2, 2_000)

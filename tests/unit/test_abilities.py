@@ -1,4 +1,4 @@
-"""What servers say when they refuse a part of a request: texts as real ones send them, and texts that mean other things."""
+"""What servers say when they refuse a part of a request, as real ones do, and what they say that means other things."""
 
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ REFUSALS = [
     (
         400,
         error(
-            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+            "instead.",
             type="invalid_request_error",
             param="max_tokens",
             code="unsupported_parameter",
@@ -168,6 +169,7 @@ REFUSALS = [
     (400, error("invalid value: `json_schema`, supported values are: `json_object` and `text`"), "json_schema"),
     (400, error("'messages' must contain the word 'json' in some form, to use 'response_format'"), "response_format"),
     (400, error("response_format is not supported"), "response_format"),
+    (400, error("Unknown parameter: 'response_format'.", type="invalid_request_error"), "response_format"),
     (501, error("tool calls are not implemented"), "tools"),
 ]
 

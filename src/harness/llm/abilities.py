@@ -86,7 +86,7 @@ _FORMAT = re.compile(
     r"response[_ ]format|json[_ ]?schema|json[_ ]object|json mode|structured[_ ]output|guided|\bgrammar\b",
     re.IGNORECASE,
 )
-_WHICH_FORMAT = re.compile(r"\btype\b|json[_ ]?schema|\bschema|structured|guided|\bgrammar\b", re.IGNORECASE)
+_WHICH_FORMAT = re.compile(r"\btype\b(?![\"'])|json[_ ]?schema|\bschema|structured|guided|\bgrammar\b", re.IGNORECASE)
 _OF_A_TOOL = re.compile(r"for function|function\.parameters|\btools?\b.{0,40}\bschema", re.IGNORECASE)
 _TOOLS = _refusal(r"\btools?\b|\btool[_ -](?:use|calls?|calling|choice)\b|\bfunction[_ -]call(?:s|ing)?\b")
 _THIS_TOOL = re.compile(r"schema|\brole\b|tool_?call_?id|call id|tools\[|tools\.\d|\bname\b", re.IGNORECASE)

@@ -20,9 +20,6 @@ Wire = dict[str, JSON]
 SENT_BACK = ("reasoning_details",)
 """Keys of a reasoning part's provider data that belong in the assistant message again."""
 
-NO_IMAGE = "[image]"
-"""What a model that takes no images is shown for one."""
-
 
 def chat_body(request: LLMRequest, model: str, *, is_openai: bool, missing: frozenset[Ability] = frozenset()) -> Wire:
     """Build the body of a streamed chat completion.
@@ -68,7 +65,7 @@ def chat_messages(request: LLMRequest, missing: frozenset[Ability] = frozenset()
     prompt = request.system
     if request.confidence:
         prompt = f"{prompt}\n\n{CONFIDENCE_REQUEST}".strip()
-    conversation = _Conversation([], takes_images="images" not in missing)
+    conversation = _Conversation([])
     for position, message in enumerate(request.messages):
         conversation.add(position, message)
     conversation.end_turn()
@@ -94,13 +91,11 @@ class _Conversation:
 
     Attributes:
         messages: what was built so far.
-        takes_images: whether images are sent.
         calls: the calls in them.
         after: what follows the turn's results as a user message, because the protocol takes it from a user only.
     """
 
     messages: list[Wire]
-    takes_images: bool = True
     calls: CallBook = field(default_factory=CallBook)
     after: list[JSON] = field(default_factory=list[JSON])
 
@@ -111,12 +106,14 @@ class _Conversation:
                 if isinstance(part, ToolResult):
                     self._result(part)
                 elif isinstance(part, Image):
-                    self.after.append(_image(part) if self.takes_images else _text(NO_IMAGE))
+                    self.after.append(_image(part))
+                elif isinstance(part, Text):  # what stands for an image
+                    self.after.append(_text(part.text))
             return
         self.end_turn()
         if message.role == "assistant":
             self._assistant(position, message)
-        elif said := content(message.parts if self.takes_images else [_visible(part) for part in message.parts]):
+        elif said := content(message.parts):
             self.messages.append({"role": message.role, "content": said})
 
     def end_turn(self) -> None:
@@ -124,7 +121,7 @@ class _Conversation:
         for wire_id in self.calls.unanswered():
             self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": NO_RESULT})
         if self.after:
-            self.messages.append({"role": "user", "content": self.after if self.takes_images else _joined(self.after)})
+            self.messages.append({"role": "user", "content": _plain(self.after)})
         self.after = []
 
     def _assistant(self, position: int, message: Message) -> None:
@@ -180,14 +177,10 @@ def content(parts: Sequence[Part]) -> JSON:
     return mixed
 
 
-def _visible(part: Part) -> Part:
-    """Return a part as a model sees it that takes no images."""
-    return Text(NO_IMAGE) if isinstance(part, Image) else part
-
-
-def _joined(content: list[JSON]) -> str:
-    """Return texts as one, for servers that know nothing else."""
-    return "\n\n".join(str(part["text"]) for part in content if isinstance(part, dict))
+def _plain(content: list[JSON]) -> JSON:
+    """Return a content without images as one text, for servers that know nothing else."""
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "\n\n".join(text for text in texts if isinstance(text, str)) if None not in texts else content
 
 
 def _text(text: str) -> Wire:

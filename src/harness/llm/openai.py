@@ -14,6 +14,7 @@ from harness.llm.abilities import ServerAbilities
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ResponseDone, closing
 from harness.llm.chat_reply import DONE, Assembly, body_text, decode_chunk, events
 from harness.llm.chat_request import Wire, chat_body
+from harness.llm.images import without_images
 from harness.llm.prices import CostFunction, whole
 from harness.llm.replies import USE_THE_INTERFACE
 from harness.llm.sdk import (
@@ -56,6 +57,7 @@ class OpenAILLM:
         tool_calls: ``native`` uses the protocol's tool calls where the server has them. ``text`` has the model write
             its calls as JSON that the server holds to a schema, one call a step: for models and servers that are weak
             at native ones.
+        images: whether the model sees images; False shows it ``[image]`` in their place.
 
     Raises:
         MissingExtra: the ``openai`` package is not installed.
@@ -74,12 +76,14 @@ class OpenAILLM:
         request_timeout_seconds: float = 60,
         cost_fn: CostFunction | None = None,
         tool_calls: Literal["native", "text"] = "native",
+        images: bool = True,
     ) -> None:
         if tool_calls not in ("native", "text"):
             raise ConfigError(f"OpenAILLM(tool_calls=) must be 'native' or 'text', not {tool_calls!r}")
         server = Server(OPENAI, api_key=api_key, base_url=base_url, timeout_s=request_timeout_seconds)
         self._chat = _ChatCompletions(model, server, cost_fn)
         self._only_text = tool_calls == "text"
+        self._images = images
         self.name = model
         self.provider = self._chat.provider
 
@@ -90,6 +94,8 @@ class OpenAILLM:
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make one call and yield its deltas."""
+        if not self._images:
+            request = without_images(request)
         chat = self._chat
         as_text = self._only_text or (request.tools and "tools" in chat.abilities.missing)
         return (chat.as_text if as_text else chat).stream(request)
@@ -131,12 +137,12 @@ class _ChatCompletions:
         """
         missing = self.abilities.missing
         while not (request.tools and "tools" in missing):
-            body = chat_body(request, self.name, is_openai=self.server.is_own, missing=missing)
+            asked = without_images(request) if "images" in missing else request
+            body = chat_body(asked, self.name, is_openai=self.server.is_own, missing=missing)
             reply = Assembly()
-            accepted = done = False
+            done = False
             try:
                 async with self._post(body) as response:
-                    accepted = True
                     headers = response.headers
                     pieces = response.iter_bytes()
                     async with aclosing(events(pieces)) as received:
@@ -151,7 +157,7 @@ class _ChatCompletions:
                 if isinstance(error, LLMHTTPError) and reply.is_empty and self.abilities.learn(error, body):
                     missing = self.abilities.missing
                     continue
-                if accepted and (not reply.is_empty or isinstance(error, MalformedResponse)):
+                if not reply.is_empty or isinstance(error, MalformedResponse):
                     error.billed = True
                 raise
             if not done:

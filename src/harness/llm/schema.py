@@ -10,7 +10,10 @@ from harness.errors import LLMHTTPError
 from harness.llm.base import LLM, LLMDelta, LLMRequest, closing
 
 SCHEMA_REFUSED = frozenset({400, 422, 501})
-SCHEMA_WORDS = ("response_format", "output_config", "json_schema", "schema", "grammar")
+SCHEMA_WORDS = (
+    "response_format", "output_config", "output_format", "output format", "structured output", "json_schema", "schema",
+    "grammar",
+)  # fmt: skip
 
 
 class SchemaLLM:
@@ -41,7 +44,8 @@ class SchemaLLM:
                         yield delta
                 return
             except LLMHTTPError as error:
-                if error.status not in SCHEMA_REFUSED or not any(word in str(error) for word in SCHEMA_WORDS):
+                said = str(error).lower()
+                if error.status not in SCHEMA_REFUSED or not any(word in said for word in SCHEMA_WORDS):
                     raise
                 self._refused = True
         async with closing(self._without(request)) as stream:

@@ -183,11 +183,12 @@ def translated(server: Server, errors: SdkErrors, read_body: Callable[[object], 
     """
     import httpx2
 
+    timeouts: tuple[type[Exception], ...] = (errors.timeout, httpx2.TimeoutException)
     try:
         yield
     except errors.status as error:
         raise _status_error(server, error.status_code, read_body(error.body), error.response.headers) from None
-    except (errors.timeout, httpx2.TimeoutException) as error:
+    except timeouts as error:
         text = f"{server.provider} sent nothing for {server.timeout_s:g} s"
         raise LLMError(text, transient=True, billed=_was_sent(error)) from None
     except errors.connection as error:
