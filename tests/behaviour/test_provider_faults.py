@@ -281,7 +281,7 @@ async def test_a_reply_cut_at_any_byte_does_nothing(wire: Wire, tmp_path: Path) 
     whole = noting(wire)
     # What is left out at the end may be missing: the reply is whole before that.
     last = whole.body.rindex(b"[DONE]" if wire.name == "openai" else b"message_stop") + 3
-    places = sorted({*range(0, last, 11), *range(last - 30, last)})
+    places = sorted({*range(0, last, 13), *range(last - 30, last)})
     scripts = {f"Note <{at}>.": then(wire, whole.cut(at, framed=at % 2 == 0)) for at in places}
     async with staged(wire, scripts, tmp_path) as stage:
         for start in range(0, len(places), 20):
@@ -293,7 +293,7 @@ async def test_a_reply_cut_at_any_byte_does_nothing(wire: Wire, tmp_path: Path) 
                 assert played.result.spent.estimated == 1
 
 
-@pytest.mark.parametrize("kind", ["text/event-stream", "text/html", "application/json"])
+@pytest.mark.parametrize("kind", ["text/event-stream", "application/json"])
 async def test_a_flood_is_given_up_and_not_asked_for_again(wire: Wire, tmp_path: Path, kind: str) -> None:
     flood = Answer(b"data: " + b"x" * 60_000_000, kind=kind)
     played = await play(wire, [flood], tmp_path)

@@ -159,7 +159,7 @@ class SdkErrors(NamedTuple):
     """The exceptions of an SDK that mean the same in each."""
 
     status: type[openai.APIStatusError | anthropic.APIStatusError]
-    timeout: type[openai.APITimeoutError | anthropic.APITimeoutError]
+    timeout: type[Exception]
     connection: type[openai.APIConnectionError | anthropic.APIConnectionError]
     any: type[openai.OpenAIError | anthropic.AnthropicError]
 
@@ -183,12 +183,11 @@ def translated(server: Server, errors: SdkErrors, read_body: Callable[[object], 
     """
     import httpx2
 
-    timeouts: tuple[type[Exception], ...] = (errors.timeout, httpx2.TimeoutException)
     try:
         yield
     except errors.status as error:
         raise _status_error(server, error.status_code, read_body(error.body), error.response.headers) from None
-    except timeouts as error:
+    except (errors.timeout, httpx2.TimeoutException) as error:
         text = f"{server.provider} sent nothing for {server.timeout_s:g} s"
         raise LLMError(text, transient=True, billed=_was_sent(error)) from None
     except errors.connection as error:
