@@ -811,10 +811,8 @@ async def test_usage_is_read_or_unknown(reported: dict, usage: Usage) -> None:
 @pytest.mark.parametrize("header", ["x-litellm-response-cost", "x-cost-usd", "x-helicone-cost-usd"])
 async def test_the_gateway_s_cost_comes_first_and_a_cost_function_next(header: str) -> None:
     body = sse(*events(said(0, "a")))
-    async with serving(http(body, **{header.replace("-", "_"): "0.0123"}), http(body), cost_fn=lambda _: 0.5) as (
-        _,
-        llm,
-    ):
+    priced: dict[str, Any] = {header: "0.0123"}
+    async with serving(http(body, **priced), http(body), cost_fn=lambda _: 0.5) as (_, llm):
         _, first = await ask(llm)
         _, second = await ask(llm)
     assert [(r.usage.cost_microusd, r.usage.unpriced) for r in (first, second)] == [(12300, 0), (500_000, 0)]
