@@ -107,8 +107,6 @@ class _Conversation:
                     self._result(part)
                 elif isinstance(part, Image):
                     self.after.append(_image(part))
-                elif isinstance(part, Text):  # what stands for an image
-                    self.after.append(_text(part.text))
             return
         self.end_turn()
         if message.role == "assistant":
