@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -201,6 +202,20 @@ async def test_other_errors_are_not_tried_again() -> None:
             await ask(llm, full(tools=(LOOK,)))
         await llm.aclose()
     assert len(server.requests[""]) == 1
+
+
+@pytest.mark.parametrize("status", [400, 200])
+async def test_a_call_the_server_cannot_read_is_asked_for_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: low)
+    said = {"message": "Failed to call a function.", "type": "invalid_request_error", "code": "tool_use_failed"}
+    body = json.dumps({"error": {**said, "failed_generation": "<function=look"}}).encode()
+    unread = Answer(body, 400, "application/json") if status == 400 else Answer(b"data: " + body + b"\n\n")
+    call = WIRE.reply("", Call("look", '{"at": "the door"}'))
+    async with providing(WIRE, {"": [unread, call, WIRE.reply("A cat.")]}) as server:
+        result = await drive(server)
+    assert isinstance(result, Finished)
+    assert result.spent.estimated == 1  # the model has worked for it
+    assert ["tools" in body for body in server.requests[""]] == [True, True, True]
 
 
 async def test_calls_at_once_learn_once() -> None:

@@ -278,7 +278,8 @@ async def test_a_server_that_is_not_there_is_a_clear_failure(wire: Wire, tmp_pat
 
 
 async def test_a_reply_cut_at_any_byte_does_nothing(wire: Wire, tmp_path: Path) -> None:
-    whole = noting(wire)
+    calls = [Call("note", json.dumps({"line": f"cut {n}"}), f"call-{n}") for n in range(2)]
+    whole = wire.reply("I note it.", *calls)
     # What is left out at the end may be missing: the reply is whole before that.
     last = whole.body.rindex(b"[DONE]" if wire.name == "openai" else b"message_stop") + 3
     places = sorted({*range(0, last, 13), *range(last - 30, last)})

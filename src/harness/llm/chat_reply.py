@@ -16,6 +16,9 @@ from harness.messages import Part, Reasoning, Text, ToolCall
 MAX_REPLY_BYTES = 50_000_000
 DONE = b"[DONE]"
 
+UNREADABLE_CALL = "tool_use_failed"
+"""The code of an error with which a server tells that the model wrote a tool call it could not read."""
+
 TRANSIENT_STATUSES = frozenset({408, 409, 429})
 
 
@@ -259,4 +262,6 @@ def _stream_error(body: object) -> LLMError:
     text = f"the provider broke off the reply: {error.message or error.type or 'no reason given'}"
     if isinstance(error.code, int) and 400 <= error.code < 600:
         return LLMHTTPError(text, status=error.code, transient=is_transient(error.code), body=body_text(body))
+    if error.code == UNREADABLE_CALL:
+        return MalformedResponse(text, transient=True, billed=True)
     return LLMError(text, transient="invalid" not in str(error.type))

@@ -12,7 +12,7 @@ from harness.budget import Usage
 from harness.errors import ConfigError, LLMError, LLMHTTPError, MalformedResponse, MissingExtra
 from harness.llm.abilities import ServerAbilities
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ResponseDone, closing
-from harness.llm.chat_reply import DONE, Assembly, body_text, decode_chunk, events
+from harness.llm.chat_reply import DONE, UNREADABLE_CALL, Assembly, body_text, decode_chunk, events
 from harness.llm.chat_request import Wire, chat_body
 from harness.llm.images import without_images
 from harness.llm.prices import CostFunction, whole
@@ -157,6 +157,8 @@ class _ChatCompletions:
                 if isinstance(error, LLMHTTPError) and reply.is_empty and self.abilities.learn(error, body):
                     missing = self.abilities.missing
                     continue
+                if isinstance(error, LLMHTTPError) and UNREADABLE_CALL in error.body:
+                    raise MalformedResponse(str(error), transient=True, billed=True) from None
                 if not reply.is_empty or isinstance(error, MalformedResponse):
                     error.billed = True
                 raise
