@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -137,7 +137,9 @@ class OpenAIWire:
             pieces = [call.arguments[:half], call.arguments[half:]]
             deltas.append({"tool_calls": [first]})
             deltas += [{"tool_calls": [{"index": index, "function": {"arguments": piece}}]} for piece in pieces]
-        chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+        chunks: list[dict[str, Any]] = [
+            {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
+        ]
         ends = finish or ("tool_calls" if calls else "stop")
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": ends}]})
         if usage is not None or odd:
@@ -228,7 +230,7 @@ class AnthropicWire:
         return found
 
 
-Scripts = dict[str, Sequence[Answer]]
+Scripts = Mapping[str, Sequence[Answer]]
 """The answers to requests that contain a text, in turn; the last one for ever."""
 
 
