@@ -276,6 +276,9 @@ class Launcher:
             self.active.pop(run_id, None)
             await active.give_up()
             return None
+        if active.task.done():  # it has ended in this very turn of the event loop
+            self.active.pop(run_id, None)
+            return None
         if active.stopping:
             await asyncio.wait({active.task})
             self.active.pop(run_id, None)
@@ -331,8 +334,13 @@ class Launcher:
             only=only,
         )
         self.active[run_id] = run
-        run.task.add_done_callback(lambda _: self.active.pop(run_id, None))
+        run.task.add_done_callback(lambda _: self._forget(run))
         return run
+
+    def _forget(self, run: ActiveRun) -> None:
+        """Let go of a run that has ended; another of the same id may be at work by then."""
+        if self.active.get(run.run_id) is run:
+            del self.active[run.run_id]
 
     async def _conversation(self, start: Start | None) -> Continued | None:
         if start is None or start.continue_from is None:
