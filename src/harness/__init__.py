@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
     from harness.registry import AgentRegistry, ToolRegistry
+    from harness.replay import Replay
     from harness.result import Cancelled, Failed, Finished, Parked, RunResult
     from harness.run_stream import RunStream
     from harness.runtime import AgentRuntime
@@ -96,6 +97,7 @@ _HOME = {
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
     "harness.registry": ("AgentRegistry", "ToolRegistry"),
+    "harness.replay": ("Replay",),
     "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
     "harness.run_stream": ("RunStream",),
     "harness.runtime": ("AgentRuntime",),
@@ -142,6 +144,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "RecordTooNew",
+    "Replay",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",
