@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SQLiteCheckpointStore,
     )
     from harness.errors import (
+        CassetteMismatch,
         CheckpointConflict,
         CheckpointCorrupt,
         CheckpointError,
@@ -68,6 +69,7 @@ _HOME = {
         "SQLiteCheckpointStore",
     ),
     "harness.errors": (
+        "CassetteMismatch",
         "CheckpointConflict",
         "CheckpointCorrupt",
         "CheckpointError",
@@ -113,6 +115,7 @@ __all__ = [
     "AgentRuntime",
     "BusEvent",
     "Cancelled",
+    "CassetteMismatch",
     "CheckpointConflict",
     "CheckpointCorrupt",
     "CheckpointError",
