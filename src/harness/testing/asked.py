@@ -164,24 +164,16 @@ def differences(kept: Asked, now: Asked, digests: Digests | None = None) -> list
             found.append(_NAMES["system"])
         found += _changed(kept.digests.tools, digests.tools)
     for part in FRAME:
-        if (
-            part not in kept.unknown
-            and getattr(kept, part) != getattr(now, part)
-            and not _is_like_part(kept, now, part)
-        ):
+        if part not in kept.unknown and getattr(kept, part) != getattr(now, part):
             found += _changed_tools(kept, now) if part == "tools" else [_NAMES[part]]
     return found + _changed_messages(kept.messages, now.messages)
 
 
 def is_same(kept: Asked, now: Asked, digests: Digests | None) -> bool:
     """Say whether a request is the one that is kept."""
-    if not kept.unknown:
-        return kept == now
-    return len(kept.messages) == len(now.messages) and not differences(kept, now, digests)
-
-
-def _is_like_part(kept: Asked, now: Asked, part: Frame) -> bool:
-    return part == "system" and _is_like(kept.system, now.system)
+    if len(kept.messages) != len(now.messages):  # asked first: most requests begin alike
+        return False
+    return not differences(kept, now, digests) if kept.unknown else kept == now
 
 
 def _is_like(kept: str, now: str) -> bool:

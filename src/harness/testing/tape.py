@@ -115,17 +115,16 @@ class Tape:
     def _base(self, place: int, asked: Asked) -> Call | None:
         """Return the earlier call with the longest beginning of a request, so that no message is written twice."""
         frame = _without_messages(asked)
-        longest: Call | None = None
-        for call in self.calls:
+        for call in sorted(self.calls, key=lambda call: -len(call.asked.messages)):
             messages = call.asked.messages
             if (
                 call.place < place
-                and len(messages) > (len(longest.asked.messages) if longest is not None else 0)
+                and messages
                 and asked.messages[: len(messages)] == messages
                 and _without_messages(call.asked) == frame
             ):
-                longest = call
-        return longest
+                return call
+        return None
 
     def rewind(self) -> None:
         """Begin anew: nothing was asked for yet."""
