@@ -21,15 +21,27 @@ from harness import AgentConfig, AgentRuntime, OpenAILLM, SQLiteCheckpointStore,
 from harness.events import EventType
 
 HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
+SEALED = """
+import sys
+
+def deny(event, args):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto", "subprocess.Popen", "os.exec", "os.fork"):
+        raise RuntimeError(f"a replay does {event}")
+
+sys.addaudithook(deny)
+from harness.cli import main
+main()
+"""
 NOBODY = "http://127.0.0.1:9/v1"  # the discard port: whoever asks there is refused at once
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def offline(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, in a process of its own that reaches no model and knows no key."""
+    """Run a command to its end, in a process of its own that may reach nobody, start nothing and knows no key."""
     env = {**os.environ, "OPENAI_BASE_URL": NOBODY, "OPENAI_API_KEY": "", "HTTP_PROXY": NOBODY, "HTTPS_PROXY": NOBODY}
-    done = subprocess.run([*HARNESS, *words], capture_output=True, text=True, timeout=30, check=False, env=env)
+    words = (sys.executable, "-c", SEALED, *words)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False, env=env)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
