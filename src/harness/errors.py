@@ -11,6 +11,7 @@ HarnessError
  + RunIdTaken (ValueError)        this run id already names another goal
  + RunStopped                    whoever drives the run was told to stop; it can be resumed
  + ConfigChanged                 a strict resume met a changed configuration
+ + CassetteMismatch (AssertionError)  a model is asked what its cassette does not hold
  + InternalError                 our bug: carries run key and seq
 """
 
@@ -165,6 +166,21 @@ class RunStopped(HarnessError):
 
 class ConfigChanged(HarnessError):
     """A strict resume found that the configuration differs from the one the run was started with."""
+
+
+class CassetteMismatch(HarnessError, AssertionError):
+    """A model is asked what its cassette does not hold. It is no outcome of a call: it ends the run, and the test.
+
+    Args:
+        message: what was asked, what is nearest to it and how they differ.
+        changed: what differs, in a few words each.
+        diff: the difference line by line.
+    """
+
+    def __init__(self, message: str, *, changed: Sequence[str] = (), diff: str = "") -> None:
+        super().__init__(message)
+        self.changed = tuple(changed)
+        self.diff = diff
 
 
 class InternalError(HarnessError):

@@ -21,7 +21,7 @@ from harness import working_memory
 from harness.agent import AgentConfig
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
-from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
+from harness.errors import CassetteMismatch, LLMError, LLMRefused, MalformedResponse, ToolError
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import (
@@ -250,7 +250,7 @@ def _llm_failure(
             transient, text = False, "the model call cancelled itself"
     else:
         watchdog.stop()
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit, CassetteMismatch)):
             return None
         transient = isinstance(error, LLMError) and error.transient
         asked = error.retry_after_s if isinstance(error, LLMError) else None
