@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         LLMError,
         LLMHTTPError,
         LLMRefused,
+        LLMUnavailable,
         MalformedResponse,
         MissingExtra,
         OwnershipLost,
@@ -44,7 +45,12 @@ if TYPE_CHECKING:
     from harness.events import BusEvent, Event, EventType
     from harness.host import maybe_resume_key
     from harness.llm.base import LLM
+    from harness.llm.breaker import CircuitBreaker
+    from harness.llm.fallback import FallbackLLM
+    from harness.llm.governed import GovernedLLM
     from harness.llm.openai import OpenAILLM
+    from harness.llm.rate import RateLimit
+    from harness.llm.routing import RoutingLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
@@ -77,6 +83,7 @@ _HOME = {
         "LLMError",
         "LLMHTTPError",
         "LLMRefused",
+        "LLMUnavailable",
         "MalformedResponse",
         "MissingExtra",
         "OwnershipLost",
@@ -91,7 +98,12 @@ _HOME = {
     "harness.events": ("BusEvent", "Event", "EventType"),
     "harness.host": ("maybe_resume_key",),
     "harness.llm.base": ("LLM",),
+    "harness.llm.breaker": ("CircuitBreaker",),
+    "harness.llm.fallback": ("FallbackLLM",),
+    "harness.llm.governed": ("GovernedLLM",),
     "harness.llm.openai": ("OpenAILLM",),
+    "harness.llm.rate": ("RateLimit",),
+    "harness.llm.routing": ("RoutingLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
@@ -115,14 +127,17 @@ __all__ = [
     "CheckpointCorrupt",
     "CheckpointError",
     "CheckpointStore",
+    "CircuitBreaker",
     "ConfigChanged",
     "ConfigError",
     "Entry",
     "Event",
     "EventType",
     "Failed",
+    "FallbackLLM",
     "FileCheckpointStore",
     "Finished",
+    "GovernedLLM",
     "GuardrailConfig",
     "HarnessError",
     "Image",
@@ -131,6 +146,7 @@ __all__ = [
     "LLMHTTPError",
     "LLMRefused",
     "LLMSettings",
+    "LLMUnavailable",
     "MalformedResponse",
     "MemoryCheckpointStore",
     "Message",
@@ -141,7 +157,9 @@ __all__ = [
     "Parked",
     "Plan",
     "PlanError",
+    "RateLimit",
     "RecordTooNew",
+    "RoutingLLM",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",
