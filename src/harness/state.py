@@ -432,10 +432,15 @@ def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
 
 def apply(state: RunState, record: r.Record, at: float) -> None:
     """Fold one more record. ``at`` is when it was appended, seconds since the epoch."""
-    state.seq += 1
-    _APPLY[type(record)](state, record, at)
+    advance(state, record, at)
     if state.seq == state.copied:
         state.ledger = state.spent
+
+
+def advance(state: RunState, record: r.Record, at: float) -> None:
+    """Fold one more record of a run that is driven: what a fork has copied lies behind it."""
+    state.seq += 1
+    _APPLY[type(record)](state, record, at)
 
 
 def _clock(spent: Spent, clock_s: float) -> None:
@@ -782,24 +787,25 @@ def _step_done(scope: ScopeState) -> None:
     parts: list[Part] = []
     images: list[Part] = []
     tokens = 0
-    new = False
-    for call in scope.calls:
-        result = call.result
+    seen = scope.seen
+    known = len(seen)
+    for state in scope.calls:
+        call, result = state.call, state.result
         assert result is not None  # no call is open
+        name, text = call.name, result.text
         is_error = result.status not in ("ok", "reconciled", "unrepresentable")
-        parts.append(ToolResult(call.call.id, call.call.name, result.text, is_error))
-        images.extend(result.images)
+        parts.append(ToolResult(call.id, name, text, is_error))
+        if result.images:
+            images += result.images
         tokens += result.tokens
-        key = (call.call.name, call.call.arguments, result.text)
-        if key not in scope.seen:
-            scope.seen.add(key)
-            new = True
+        seen.add((name, call.arguments, text))
     scope.say(Message("tool", (*parts, *images)), tokens)
-    scope.stale = 0 if new else scope.stale + 1
+    scope.stale = 0 if len(seen) > known else scope.stale + 1
     scope.calls = []
     scope.noted = False
     scope.phase = "model"
-    _guide(scope)
+    if scope.guidance:
+        _guide(scope)
 
 
 def _guide(scope: ScopeState) -> None:

@@ -7,12 +7,18 @@ so here one timer serves them all: it wakes up when the nearest deadline could b
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 STUCK_AFTER_S = 5.0
 """Seconds a cancelled call may go on before it is given up as stuck."""
 
 INFINITY = float("inf")
+
+
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return a loop's clock. Of asyncio's own loops it is the system's, which is asked without a detour by Python."""
+    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time  # type: ignore[attr-defined]
 
 
 class Watchdog:
@@ -34,10 +40,13 @@ class Watchdog:
     'too late'
     """
 
-    __slots__ = ("_at", "_expired", "_hard", "_loop", "_on_stuck", "_silence", "_task", "_timer", "_wakes_at", "seen")
+    __slots__ = (
+        "_at", "_expired", "_hard", "_loop", "_now", "_on_stuck", "_silence", "_task", "_timer", "_wakes_at", "seen"
+    )  # fmt: skip
 
     def __init__(self, on_stuck: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        self._now = clock_of(self._loop)
         task = asyncio.current_task()
         assert task is not None
         self._task = task
@@ -60,21 +69,29 @@ class Watchdog:
         Returns:
             When the deadline is, on the loop's clock, however often the call is heard of.
         """
-        now = self._loop.time()
-        hard = wake = now + seconds
-        if until < hard:
-            hard = wake = until
-        self._hard = self._at = hard
+        now = self._now()
+        hard = now + seconds
+        hard = min(hard, until)
+        self._hard = self._at = wake = hard
         self._silence = silence_s
         self._expired = self.seen = False
         if silence_s != INFINITY:
-            if now + silence_s < hard:
-                self._at = now + silence_s
-            if now + silence_s / 10 < hard:
-                wake = now + silence_s / 10
+            silent = now + silence_s
+            if silent < hard:
+                self._at = silent
+            # It looks ten times in that while.
+            wake = min(hard, now + silence_s / 10)
         if wake < self._wakes_at:
             self._arm(wake)
         return hard
+
+    def within(self, seconds: float) -> None:
+        """Have what is left of the call end within some seconds from now, whatever deadline it had."""
+        self.stop()
+        self._hard = self._at = at = self._now() + seconds
+        self._silence = INFINITY
+        if at < self._wakes_at:
+            self._arm(at)
 
     def stop(self) -> None:
         """Take the deadline away. A cancellation it has sent already is taken back."""
@@ -110,7 +127,7 @@ class Watchdog:
         self._wakes_at = INFINITY
         if self._at == INFINITY:
             return
-        now = self._loop.time()
+        now = self._now()
         if self._expired:
             if self._on_stuck is not None:
                 self._on_stuck()
