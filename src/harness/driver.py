@@ -49,6 +49,7 @@ from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
 from harness.stream import RunLog
+from harness.turns import Queued, Turns
 from harness.watchdog import INFINITY, Watchdog, clock_of
 
 _ROUNDS = range(100)
@@ -65,7 +66,7 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 }
 
 
-Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
+Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask | Queued
 """What is performed; everything else a strategy asks for is only written down."""
 
 CLOSE_PROMPT_S = 1.0
@@ -149,6 +150,7 @@ class Driver:
         self._urgent = False
         self._steps_since_commit = 0
         self._tasks: dict[asyncio.Task[Record | None], Call] = {}
+        self._turns = Turns()
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
         self._beat: asyncio.TimerHandle | None = None
@@ -215,6 +217,7 @@ class Driver:
             self._mailroom.stop()
             watchdog.close()
             await self._stop_calls()
+            self._turns.close()
             self.let_go()
 
     def _open(self, opening: Sequence[Record]) -> None:
@@ -291,18 +294,22 @@ class Driver:
                     continue
                 bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
                 for step in STRATEGIES[scope.strategy](scope, state, bench.config):
+                    if bench.takes_turns and type(step) is LLMStarted:
+                        step = self._turns.take(bench, scope, step)  # noqa: PLW2901 - it is the same call
                     # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much.
                     if type(step) is LLMStarted or type(step) is ToolStarted:
                         self._note(step)
                         starts.append(step)
                     else:
                         self._heed(step, scope, starts)
+                if bench.takes_turns:
+                    self._turns.drop_unused(path)
                 if state.ended:
                     self._touched = {}
                     break
         return starts
 
-    def _heed(self, step: Step, scope: ScopeState, starts: list[Call]) -> None:
+    def _heed(self, step: Step | Queued, scope: ScopeState, starts: list[Call]) -> None:
         """Do what a strategy asks for besides calls."""
         if type(step) is Pause:
             scope.pausing = True
@@ -310,6 +317,9 @@ class Driver:
         elif type(step) is Ask:
             (scope if step.index < 0 else scope.calls[step.index]).asking = True
             starts.append(step)
+        elif type(step) is Queued:
+            starts.append(step)
+            self._urgent = True  # nobody knows for how long it waits
         elif type(step) is Wait:
             self._waiting[scope.scope] = None
         else:
@@ -411,12 +421,14 @@ class Driver:
         scope = self.state.scopes[step.scope]
         bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
         if type(step) is LLMStarted:
-            return call_llm(bench, scope, step, watchdog)
+            return (self._turns.call if bench.takes_turns else call_llm)(bench, scope, step, watchdog)
         if type(step) is ToolStarted:
             return call_tool(bench, scope, step, watchdog)
         if type(step) is Ask:
             return self._ask(step)
-        assert type(step) is Pause  # the last of the four
+        if type(step) is Queued:
+            return self._turns.wait(step, self.state, self._wall_end)
+        assert type(step) is Pause  # the last of the five
         return self._pause(step)
 
     async def _pause(self, step: Pause) -> None:

@@ -33,9 +33,7 @@ class CircuitBreaker:
     harness.errors.LLMUnavailable: gpt-5 failed 2 times in a row and is left alone; it is tried again in 30 s
     """
 
-    def __init__(
-        self, *, failures: int = 3, open_s: float = 30.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, failures: int = 3, open_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
         if not failures >= 1:
             raise ConfigError(f"CircuitBreaker(failures=) must be 1 or more, not {failures!r}")
         if not 0 < open_s < float("inf"):

@@ -24,8 +24,8 @@ class FallbackLLM:
 
     Each attempt is a call of its own: it is written down with the model it asks, is charged, and counts against
     ``max_llm_attempts``. The next model is asked at once; when all were asked, there is a pause as after any failure.
-    A model that failed three times in a row is passed over for half a minute, in all runs that share the object, and one
-    whose provider has asked for a pause until that is over.
+    A model that failed three times in a row is passed over for half a minute, in all runs that share the object, and
+    one whose provider has asked for a pause until that is over.
 
     Args:
         llms: two models or more. One that is to be watched otherwise is a ``GovernedLLM`` with a breaker of its own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
 from harness.budget import ASSUMED_OUTPUT_TOKENS
 from harness.errors import ConfigError, LLMError, LLMHTTPError, LLMUnavailable
@@ -42,9 +42,7 @@ class GovernedLLM:
     'Mine'
     """
 
-    def __init__(
-        self, llm: object, limit: RateLimit | None = None, *, breaker: CircuitBreaker | None = None
-    ) -> None:
+    def __init__(self, llm: object, limit: RateLimit | None = None, *, breaker: CircuitBreaker | None = None) -> None:
         if limit is None and breaker is None:
             raise ConfigError("GovernedLLM needs a RateLimit, breaker=CircuitBreaker(), or both")
         if isinstance(llm, GovernedLLM) and limit is not None and llm.limit is limit:
@@ -58,7 +56,7 @@ class GovernedLLM:
 
     @property
     def down_s(self) -> float:
-        """Seconds for which another model would be the better one: its breaker is open, or it asked to be left alone."""
+        """Seconds for which another model is the better one: its breaker is open, or its provider asked for a pause."""
         asked = max(0.0, self._asked_until - time.monotonic())
         paused = 0.0 if self.limit is None else self.limit.paused_s
         return max(asked, paused, 0.0 if self.breaker is None else self.breaker.retry_in_s)

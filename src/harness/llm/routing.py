@@ -15,8 +15,8 @@ from harness.records import LLMFailed
 class RoutingLLM:
     """Several models, one of which is chosen for each call by what is asked.
 
-    The choice is written down with the call. It is made anew for each attempt, so ``select`` had better say the same for
-    the same request. What it raises, or a name that is none of the models', fails the call, and is not tried again.
+    The choice is written down with the call. It is made anew for each attempt, so ``select`` had better say the same
+    for the same request. What it raises, or a name that is none of the models', fails the call for good.
 
     Args:
         select: takes the request and returns the name of a model. Quick: it may not wait.
