@@ -216,8 +216,10 @@ class Driver:
             self._stop_beating()
             self._mailroom.stop()
             watchdog.close()
-            await self._stop_calls()
-            self._turns.close()
+            try:
+                await self._stop_calls()
+            finally:
+                self._turns.close()
             self.let_go()
 
     def _open(self, opening: Sequence[Record]) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -47,6 +48,7 @@ from harness.testing import ScriptedLLM, call
 # -- servers ------------------------------------------------------------------------------------
 
 Answer = Callable[[asyncio.StreamWriter, dict], Awaitable[None]]
+R = TypeVar("R", bound=Record)
 
 
 class Server:
@@ -182,7 +184,7 @@ class Run:
     async def __call__(self, run_id: str = "r") -> RunResult:
         return await self.runtime.run_agent("a", "2 + 2?", run_id=run_id)
 
-    async def records(self, kind: type[Record], run_id: str = "r") -> list[Record]:
+    async def records(self, kind: type[R], run_id: str = "r") -> list[R]:
         return [entry.record async for entry in self.store.read(run_id) if isinstance(entry.record, kind)]
 
     async def attempts(self, run_id: str = "r") -> list[tuple[int, str]]:
@@ -364,6 +366,14 @@ async def test_a_name_that_is_no_models_fails_the_run_and_says_so() -> None:
     assert not only.requests
 
 
+async def test_a_selector_that_fails_behind_a_limit_holds_no_place_in_it() -> None:
+    limit = RateLimit(max_concurrent=1)
+    result = await asyncio.wait_for(Run(GovernedLLM(RoutingLLM(lambda _: "b", {"a": ScriptedLLM(["4"])}), limit))(), 10)
+    assert isinstance(result, Failed)
+    assert "select returned 'b'" in result.error
+    assert (limit.waiting, limit.running) == (0, 0)
+
+
 async def test_a_route_that_falls_back() -> None:
     async with serving(fails(502), says("4")) as (first, second):
         llm = RoutingLLM(lambda _: "main", {"main": FallbackLLM(first.llm(), second.llm())})
@@ -380,9 +390,9 @@ async def test_an_open_breaker_fails_at_once_without_a_request_or_a_charge_and_r
     breaker = CircuitBreaker(failures=2, open_s=0.3)
     async with serving(fails(500)) as (server,):
         run = Run(GovernedLLM(server.llm(), breaker=breaker), max_llm_attempts=1)
-        for number in range(5):
-            result = await run(f"r{number}")
-            assert isinstance(result, Failed)
+        results = [await run(f"r{number}") for number in range(5)]
+        result = results[-1]
+        assert isinstance(result, Failed)
         assert server.asked == 2
         assert "is left alone; it is tried again in" in result.error
         assert result.spent.usage.input_tokens == 0

@@ -24,6 +24,7 @@ from harness import (
     RoutingLLM,
 )
 from harness.llm.base import LLMRequest
+from harness.llm.rate import Ticket
 from harness.llm.window import SENDING_S, Window
 from harness.messages import user
 from harness.perform import MAX_BACKOFF_S, backoff_s
@@ -98,7 +99,7 @@ def test_no_window_of_a_minute_holds_more_than_the_limit(
             at(heard, hear)
 
     for when, *call in calls:
-        at(when, arrive(tuple(call)))
+        at(when, arrive((int(call[0]), call[1], call[2], call[3], call[4])))
     steps = 0
     while todo:
         now, _, what = heapq.heappop(todo)
@@ -144,7 +145,7 @@ def test_a_call_that_was_not_made_leaves_its_place() -> None:
 # -- the limit ----------------------------------------------------------------------------------
 
 
-async def finish(limit: RateLimit, ticket: object) -> None:
+async def finish(limit: RateLimit, ticket: Ticket) -> None:
     limit.begin(ticket)
     limit.heard(ticket)
     limit.leave(ticket)
@@ -237,6 +238,12 @@ async def test_a_pause_holds_everybody_back() -> None:
 
 async def test_a_call_that_never_ends_holds_its_place_for_its_lease_only() -> None:
     limit = RateLimit(max_concurrent=1)
+    limit.join(1, lease_s=0.05)
+    await asyncio.wait_for(limit.wait(limit.join(1, lease_s=60)), 10)
+
+
+async def test_a_call_that_is_never_sent_holds_its_place_in_the_window_for_its_lease_only() -> None:
+    limit = RateLimit(requests_per_minute=1)
     limit.join(1, lease_s=0.05)
     await asyncio.wait_for(limit.wait(limit.join(1, lease_s=60)), 10)
 

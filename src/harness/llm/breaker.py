@@ -93,6 +93,6 @@ class CircuitBreaker:
                 self._closed_at = self._clock() + self._open_s
 
     def given_up(self) -> None:
-        """Note that the probe was given up before it showed anything: the next call is one."""
+        """Note that the probe has ended without showing anything: the next call is one."""
         with self._lock:
             self._closed_at = min(self._closed_at, self._clock())

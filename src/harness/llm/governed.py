@@ -110,7 +110,11 @@ class _GovernedTurn:
             lease_s = request.settings.call_timeout_s + LEASE_MARGIN_S
             self._ticket = self._limit.join(tokens, lease_s=lease_s)
         if self._ticket is None or self._ticket.is_granted:
-            self._take()
+            try:
+                self._take()
+            except BaseException:  # raised again: a selector of the user's, perhaps
+                self.give_back()
+                raise
 
     def _take(self) -> Turn:
         # Only now: whoever waits in two limits at once could hold the one while another holds the other.
@@ -162,8 +166,9 @@ class _GovernedTurn:
         except LLMError as error:
             if not heard:
                 failed = error.transient
-                heard = not failed and isinstance(error, LLMHTTPError)  # who refuses a request is up
                 self._settle(0)
+                if isinstance(error, LLMHTTPError) and not failed and breaker is not None:
+                    breaker.answered()  # who refuses a request is up
             if error.retry_after_s:
                 governed.hold_back(error.retry_after_s)
             raise
@@ -174,10 +179,8 @@ class _GovernedTurn:
             failed = not heard and time.monotonic() - began >= 0.9 * patience_s
             raise
         finally:
-            if breaker is not None:
-                if heard:
-                    breaker.answered()
-                elif failed:
+            if breaker is not None and not heard:
+                if failed:
                     breaker.failed(probe=probe)
                 elif probe:
                     breaker.given_up()

@@ -108,6 +108,7 @@ class RateLimit:
         self._lock = threading.RLock()
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
         self._running: dict[Ticket, None] = {}
+        self._next_lapse = NEVER
         self._watches: dict[asyncio.AbstractEventLoop, _Watch] = {}
         self._paused_until = 0.0
 
@@ -211,12 +212,7 @@ class RateLimit:
         """Give the place back: the call is over, or is not made. More than once does no harm."""
         with self._lock:
             self._queue.pop(ticket, None)
-            self._running.pop(ticket, None)
-            if (booking := ticket.booking) is not None:
-                if booking.sent_at == NEVER:
-                    self._window.cancel(booking)
-                else:
-                    self._window.sent(booking, time.monotonic())
+            self._end(ticket)
             self._look()
 
     # -- under the lock -------------------------------------------------------------------------
@@ -241,32 +237,40 @@ class RateLimit:
             if loop is not None and loop.is_closed():
                 del self._queue[ticket]
                 continue
-            at = max(self._paused_until, self._slot_at(now), self._window.opens_at(ticket.tokens, now))
+            if self._next_lapse <= now:
+                self._let_lapse(now)
+            slot_at = NEVER if self._most is not None and len(self._running) >= self._most else now
+            at = max(self._paused_until, slot_at, self._window.opens_at(ticket.tokens, now))
             if at > now:
-                return at
+                return min(at, self._next_lapse)
             del self._queue[ticket]
             ticket.is_granted = True
             ticket.booking = self._window.book(ticket.tokens)
             ticket.lapses_at = now + ticket.lease_s
+            self._next_lapse = min(self._next_lapse, ticket.lapses_at)
             self._running[ticket] = None
             future = ticket.future
             if loop is not None and future is not None:
                 try:
                     loop.call_soon_threadsafe(_set, future)
                 except RuntimeError:  # it was closed just now
-                    self._running.pop(ticket)
-                    self._window.cancel(ticket.booking)
+                    self._end(ticket)
         return NEVER
 
-    def _slot_at(self, now: float) -> float:
-        """Return when one call more may be in flight, if nobody leaves."""
-        if self._most is None or len(self._running) < self._most:
-            return now
+    def _let_lapse(self, now: float) -> None:
+        """Count calls as over that have held their place for longer than their lease."""
         for ticket in [ticket for ticket in self._running if ticket.lapses_at <= now]:
-            del self._running[ticket]
-        if len(self._running) < self._most:
-            return now
-        return min(ticket.lapses_at for ticket in self._running)
+            self._end(ticket)
+        self._next_lapse = min((ticket.lapses_at for ticket in self._running), default=NEVER)
+
+    def _end(self, ticket: Ticket) -> None:
+        """Take a call out of those in flight; in the window it stays, where it may have been sent."""
+        self._running.pop(ticket, None)
+        if (booking := ticket.booking) is not None:
+            if booking.sent_at == NEVER:
+                self._window.cancel(booking)
+            else:
+                self._window.sent(booking, time.monotonic())
 
     # -- on the loop's own thread ---------------------------------------------------------------
 
