@@ -153,6 +153,7 @@ class Driver:
         self._turns = Turns()
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
+        self._watchdogs: list[Watchdog] = []  # of calls beside others that have ended, for the next ones
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._lost: OwnershipLost | None = None
@@ -220,6 +221,8 @@ class Driver:
                 await self._stop_calls()
             finally:
                 self._turns.close()
+            for idle in self._watchdogs:
+                idle.close()
             self.let_go()
 
     def _open(self, opening: Sequence[Record]) -> None:
@@ -439,11 +442,13 @@ class Driver:
         scope.pausing, scope.waited = False, True
 
     async def _perform_beside(self, step: Call) -> Record | None:
-        watchdog = Watchdog(self.let_go)
+        watchdog = self._watchdogs.pop() if self._watchdogs else Watchdog(self.let_go)
+        watchdog.guard()
         try:
             return await self._perform(step, watchdog)
         finally:
-            watchdog.close()
+            watchdog.stop()
+            self._watchdogs.append(watchdog)
             self._arrive()
 
     def _spawn(self, step: Call) -> None:

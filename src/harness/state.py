@@ -92,6 +92,11 @@ class TaskState(msgspec.Struct, eq=False):
     closed: r.ScopeClosed | None = None
     reason: str = ""
 
+    @property
+    def is_good(self) -> bool:
+        """Whether it has an answer that can be relied on."""
+        return self.status == "ended" and self.closed is not None and self.closed.success and not self.closed.doubtful
+
 
 class PlanState(msgspec.Struct, eq=False):
     """The plan in force and what came of it.
@@ -106,6 +111,11 @@ class PlanState(msgspec.Struct, eq=False):
         no_replan: the planner could not be had.
         told: the tasks that had ended when the planner was last asked.
         synthesis: the results, brought together.
+        good: how many tasks have an answer that is not doubtful.
+        troubled: how many have ended otherwise, or are skipped; with none, what can start is what is ``ready``.
+        unmet: for each task that waits, how many of those it depends on are not good yet.
+        followers: for each task that is not good, those that wait for it.
+        ready: the tasks that wait for nothing any more, in the order in which that came about.
     """
 
     tasks: dict[str, TaskState] = {}
@@ -117,6 +127,39 @@ class PlanState(msgspec.Struct, eq=False):
     no_replan: bool = False
     told: frozenset[str] = frozenset()
     synthesis: r.Synthesised | None = None
+    good: int = 0
+    troubled: int = 0
+    unmet: dict[str, int] = {}
+    followers: dict[str, list[str]] = {}
+    ready: dict[str, None] = {}
+
+    def tally(self) -> None:
+        """Count anew what the tasks have come to."""
+        self.good = sum(task.is_good for task in self.tasks.values())
+        self.troubled = sum(not task.is_good and task.status in ("ended", "skipped") for task in self.tasks.values())
+        self.unmet, self.followers, self.ready = {}, {}, {}
+        for task_id, task in self.tasks.items():
+            if task.status == "waiting":
+                needs = [need for need in {*task.task.depends_on} if not self.tasks[need].is_good]
+                self.unmet[task_id] = len(needs)
+                for need in needs:
+                    self.followers.setdefault(need, []).append(task_id)
+                if not needs:
+                    self.ready[task_id] = None
+
+    def close(self, task_id: str, closed: r.ScopeClosed) -> None:
+        """Note what an attempt at a task came to."""
+        task = self.tasks[task_id]
+        task.status = "ended"
+        task.closed = closed
+        if not task.is_good:
+            self.troubled += 1
+            return
+        self.good += 1
+        for follower in self.followers.pop(task_id, ()):
+            self.unmet[follower] -= 1
+            if not self.unmet[follower] and self.tasks[follower].status == "waiting":
+                self.ready[follower] = None
 
 
 class ScopeState:
@@ -507,6 +550,7 @@ def _planned(state: RunState, record: r.Planned, _at: float) -> None:
     tasks = {task.id: TaskState(task) for task in record.tasks}
     begun = scope.plan.begun if scope.plan is not None else {}
     scope.plan = PlanState(tasks, record.rationale, begun)
+    scope.plan.tally()
     _settled(scope)
 
 
@@ -521,6 +565,7 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
     plan.rationale = record.rationale
     plan.replans = record.count
+    plan.tally()
     if not record.trigger_task:
         plan.replans_base += 1  # a person's correction is none of the replans that are limited
     _settled(scope)
@@ -536,6 +581,9 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
         return
     plan = _plan_of(parent)
     task = plan.tasks[record.task_id]
+    if task.status == "ended":
+        plan.troubled -= 1
+    plan.ready.pop(record.task_id, None)
     task.status = "running"
     task.attempts += 1
     task.child = record.child
@@ -554,17 +602,19 @@ def _scope_closed(state: RunState, record: r.ScopeClosed, _at: float) -> None:
         return
     plan = parent.plan
     plan.running[child.agent_id] -= 1
+    plan.close(child.place.task_id, record)
     task = plan.tasks[child.place.task_id]
-    task.status = "ended"
-    task.closed = record
     if task.task.on_failure == "abort" and (record.doubtful or not record.success):
         state.aborted = task.task.id
 
 
 def _task_skipped(state: RunState, record: r.TaskSkipped, _at: float) -> None:
-    task = _plan_of(state.scopes[record.scope]).tasks[record.task_id]
+    plan = _plan_of(state.scopes[record.scope])
+    task = plan.tasks[record.task_id]
     task.status = "skipped"
     task.reason = record.reason
+    plan.troubled += 1
+    plan.ready.pop(record.task_id, None)
 
 
 def _synthesised(state: RunState, record: r.Synthesised, _at: float) -> None:
@@ -947,6 +997,7 @@ def _reopen(plan: PlanState) -> None:
             task.status = "waiting"
             task.attempts = 0
             task.closed = None
+    plan.tally()
 
 
 _APPLY = cast(

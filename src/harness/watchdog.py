@@ -22,7 +22,7 @@ def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
 
 
 class Watchdog:
-    """Cancels the task that made it when the deadline set last is over.
+    """Cancels the task that made it, or is guarded since, when the deadline set last is over.
 
     Args:
         on_stuck: called when the task has not come back some seconds after it was cancelled.
@@ -47,9 +47,7 @@ class Watchdog:
     def __init__(self, on_stuck: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._now = clock_of(self._loop)
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+        self.guard()
         self._on_stuck = on_stuck
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = INFINITY
@@ -57,6 +55,12 @@ class Watchdog:
         self._silence = INFINITY
         self._expired = False
         self.seen = False
+
+    def guard(self) -> None:
+        """Watch over the running task from now on, and no longer over the one before it, which has ended."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._task = task
 
     def start(
         self, seconds: float, *, silence_s: float = INFINITY, first_s: float | None = None, until: float = INFINITY
