@@ -298,17 +298,16 @@ class Driver:
                 if scope is None or (self._only and not self._is_driven(path)):
                     continue
                 bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
-                for step in STRATEGIES[scope.strategy](scope, state, bench.config):
-                    if bench.takes_turns and type(step) is LLMStarted:
-                        step = self._turns.take(bench, scope, step)  # noqa: PLW2901 - it is the same call
+                steps = STRATEGIES[scope.strategy](scope, state, bench.config)
+                if bench.takes_turns:
+                    steps = self._turns.admit(bench, scope, steps)
+                for step in steps:
                     # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much.
                     if type(step) is LLMStarted or type(step) is ToolStarted:
                         self._note(step)
                         starts.append(step)
                     else:
                         self._heed(step, scope, starts)
-                if bench.takes_turns:
-                    self._turns.drop_unused(path)
                 if state.ended:
                     self._touched = {}
                     break

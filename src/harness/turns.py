@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import final
 
 import msgspec
@@ -16,6 +17,7 @@ from harness.llm.base import TakesTurns, Turn
 from harness.perform import Workbench, build_request, call_llm
 from harness.records import LLMFailed, LLMFinished, LLMStarted
 from harness.state import RunState, ScopeState
+from harness.strategies.base import Step
 from harness.watchdog import INFINITY, Watchdog
 
 logger = logging.getLogger("harness")
@@ -40,7 +42,18 @@ class Turns:
         self._ready: dict[str, tuple[LLMStarted, Turn | None]] = {}
         self._at_work: dict[str, Turn] = {}
 
-    def take(self, bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMStarted | Queued:
+    def admit(self, bench: Workbench, scope: ScopeState, steps: Sequence[Step]) -> Sequence[Step | Queued]:
+        """Return what a strategy says with its model call in its turn, or with the wait for that.
+
+        A turn that it makes no use of is given back.
+        """
+        admitted = [self._take(bench, scope, step) if type(step) is LLMStarted else step for step in steps]
+        _, unused = self._ready.pop(scope.scope, (None, None))
+        if unused is not None:
+            unused.give_back()
+        return admitted
+
+    def _take(self, bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMStarted | Queued:
         """Return the call with the model chosen for it, where it may start now, or what is to be waited for."""
         path = start.scope
         wanted, turn = self._ready.pop(path, (None, None))
@@ -79,11 +92,6 @@ class Turns:
                 turn.give_back()
         if scope is not None:
             self._ready[step.scope] = start, ready
-
-    def drop_unused(self, path: str) -> None:
-        """Give a turn back that the scope's strategy makes no use of."""
-        if (unused := self._ready.pop(path, None)) is not None and unused[1] is not None:
-            unused[1].give_back()
 
     async def call(
         self, bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
