@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     )
     from harness.events import BusEvent, Event, EventType
     from harness.host import maybe_resume_key
+    from harness.llm.anthropic import AnthropicLLM
     from harness.llm.base import LLM
     from harness.llm.breaker import CircuitBreaker
     from harness.llm.fallback import FallbackLLM
@@ -97,6 +98,7 @@ _HOME = {
     ),
     "harness.events": ("BusEvent", "Event", "EventType"),
     "harness.host": ("maybe_resume_key",),
+    "harness.llm.anthropic": ("AnthropicLLM",),
     "harness.llm.base": ("LLM",),
     "harness.llm.breaker": ("CircuitBreaker",),
     "harness.llm.fallback": ("FallbackLLM",),
@@ -121,6 +123,7 @@ __all__ = [
     "AgentConfig",
     "AgentRegistry",
     "AgentRuntime",
+    "AnthropicLLM",
     "BusEvent",
     "Cancelled",
     "CheckpointConflict",
