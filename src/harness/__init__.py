@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         LLMError,
         LLMHTTPError,
         LLMRefused,
+        LLMUnavailable,
         MalformedResponse,
         MissingExtra,
         OwnershipLost,
@@ -46,7 +47,12 @@ if TYPE_CHECKING:
     from harness.host import maybe_resume_key
     from harness.llm.anthropic import AnthropicLLM
     from harness.llm.base import LLM
+    from harness.llm.breaker import CircuitBreaker
+    from harness.llm.fallback import FallbackLLM
+    from harness.llm.governed import GovernedLLM
     from harness.llm.openai import OpenAILLM
+    from harness.llm.rate import RateLimit
+    from harness.llm.routing import RoutingLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
@@ -81,6 +87,7 @@ _HOME = {
         "LLMError",
         "LLMHTTPError",
         "LLMRefused",
+        "LLMUnavailable",
         "MalformedResponse",
         "MissingExtra",
         "OwnershipLost",
@@ -96,7 +103,12 @@ _HOME = {
     "harness.host": ("maybe_resume_key",),
     "harness.llm.anthropic": ("AnthropicLLM",),
     "harness.llm.base": ("LLM",),
+    "harness.llm.breaker": ("CircuitBreaker",),
+    "harness.llm.fallback": ("FallbackLLM",),
+    "harness.llm.governed": ("GovernedLLM",),
     "harness.llm.openai": ("OpenAILLM",),
+    "harness.llm.rate": ("RateLimit",),
+    "harness.llm.routing": ("RoutingLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
@@ -123,14 +135,17 @@ __all__ = [
     "CheckpointCorrupt",
     "CheckpointError",
     "CheckpointStore",
+    "CircuitBreaker",
     "ConfigChanged",
     "ConfigError",
     "Entry",
     "Event",
     "EventType",
     "Failed",
+    "FallbackLLM",
     "FileCheckpointStore",
     "Finished",
+    "GovernedLLM",
     "GuardrailConfig",
     "HarnessError",
     "Image",
@@ -139,6 +154,7 @@ __all__ = [
     "LLMHTTPError",
     "LLMRefused",
     "LLMSettings",
+    "LLMUnavailable",
     "MalformedResponse",
     "MemoryCheckpointStore",
     "Message",
@@ -149,8 +165,10 @@ __all__ = [
     "Parked",
     "Plan",
     "PlanError",
+    "RateLimit",
     "RecordTooNew",
     "Replay",
+    "RoutingLLM",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",
