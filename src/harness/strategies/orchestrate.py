@@ -31,7 +31,7 @@ from harness.records import (
 )
 from harness.state import PlanState, RunState, ScopeState, TaskState, shares
 from harness.strategies import prompts
-from harness.strategies.base import RunConfig, Step, ask, fail_run, out_of_budget
+from harness.strategies.base import RunConfig, Step, ask, fail_run, limits_of, out_of_budget
 from harness.strategies.dispatch import read_reply
 from harness.strategies.plan_gate import hold
 from harness.strategies.tasks import (
@@ -109,8 +109,8 @@ def _next_tasks(
             continue  # what it did without may have been given another chance when the run was reopened
         member = config.team[task.agent_id]
         if free > 0 and running.get(task.agent_id, 0) < member.agent.max_parallel_tasks:
-            if limit := exceeded(run.spent, config.limits):
-                return todo or out_of_budget(scope, run, limit)
+            if limit := exceeded(run.spent, limits_of(run, config)):
+                return todo or out_of_budget(scope, run, config, limit)
             free -= 1
             running[task.agent_id] = running.get(task.agent_id, 0) + 1
             todo.append(_open(scope, config, plan, found, state))
