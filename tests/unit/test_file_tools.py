@@ -176,7 +176,7 @@ async def test_results_are_bounded_and_say_so(tmp_path: Path) -> None:
 
 def test_the_descriptions_hold_nothing_to_copy(folder: Path) -> None:
     for each in file_tools(folder):
-        text = str(each.spec)
+        text = f"{each.spec.name} {each.spec.description} {each.spec.schema}"  # all that a model is told of it
         assert each.spec.effect == "read"
         assert not any(sign in text for sign in ("e.g.", "example", "*.py", "src", "folder/", str(folder)))
         assert each.spec.schema["additionalProperties"] is False
