@@ -95,6 +95,7 @@ class ModelServer(ThreadingHTTPServer):
     def __init__(self, script: list[object]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = script
+        self.tells_usage = True
         self.asked: list[dict[str, object]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -126,7 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
             {**common, "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}]},
             {**common, "choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}},
         ]
-        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        told = chunks if self.server.tells_usage else chunks[:-1]
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in told) + "data: [DONE]\n\n"
         self._send("text/event-stream", body)
 
     def _send(self, kind: str, body: str) -> None:
@@ -503,6 +505,25 @@ def test_a_spent_budget_is_exit_code_4_and_more_of_it_goes_on(command: Command) 
     assert "harness resume poor:reader --max-seconds MORE" in spent.stderr
     assert command("resume", "poor").returncode == 4
     assert command("resume", "poor", "--max-seconds", "60").returncode == 0
+
+
+def test_what_is_charged_by_estimate_is_said_so(
+    serve: Callable[..., ModelServer], project: Path, command: Command
+) -> None:
+    server = serve([("read_file", {"path": "answer.txt"})], "It is 42.")
+    server.tells_usage = False
+    words = ("--protocol", "native", "--run-id", "guessed", "--max-steps", "1")
+    cut = command("run", "What?", *words, OPENAI_BASE_URL=server.url)
+    assert "(1 call estimated)" in cut.stdout.splitlines()[-1]
+    resumed = command("resume", "guessed", "--max-steps", "9", OPENAI_BASE_URL=server.url)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "(2 calls estimated)" in resumed.stdout.splitlines()[-1]
+    shown = command("show", "guessed").stdout
+    assert "(2 calls estimated)" in shown.splitlines()[-1]
+    assert shown.count(" out (estimated)") == 2
+    server.tells_usage = True
+    told = command("run", "What?", "--protocol", "native", "--run-id", "told", OPENAI_BASE_URL=server.url)
+    assert "estimated" not in told.stdout
 
 
 def test_a_run_that_fails_is_exit_code_1_and_is_resumed(command: Command) -> None:
