@@ -63,7 +63,9 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
     ]
     fork = ForkPoint(source, at, len(copied))
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
-    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]
+    # What the copied records say is what the release that wrote them knew.
+    version = first.version if copied else VERSION
+    return [msgspec.structs.replace(first, version=version, forked_from=fork), *copied, Reopened("forked")]
 
 
 def _copy(record: Record, not_told: Collection[str]) -> Record | None:
