@@ -277,6 +277,7 @@ def test_a_signal_stops_the_run_and_names_the_resume_command(number: int) -> Non
 
 TOOLS = """
 import asyncio, pathlib, time
+from harness.tools import run_process
 
 def mark() -> None:
     pathlib.Path("at-work").touch()
@@ -297,6 +298,19 @@ async def deaf() -> str:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             pass
+
+async def programs() -> str:
+    "Start programs."
+    line = "(setsid sleep 1000.2718281 &) ; sleep 1000.2718281 & touch at-work; sleep 1000.2718281"
+    return (await run_process("sh", "-c", line)).stdout
+
+async def programs_and_block() -> str:
+    "Start programs, and block the event loop."
+    working = asyncio.create_task(programs())
+    while not pathlib.Path("at-work").exists():
+        await asyncio.sleep(0.01)
+    time.sleep(60)
+    return await working
 
 calls = pathlib.Path("calls")
 
@@ -333,6 +347,18 @@ def test_a_tool_that_will_not_stop_does_not_keep_the_process(
     assert (code, err.count(HINT), err.count("Resume: ")) == (130, 1, 1), err
     assert took < 2.2  # two seconds, and what a busy machine adds
     assert harness("show", key_in(err)).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("tool", ["programs", "programs_and_block"])
+def test_what_tools_have_started_ends_with_the_run(tool: str, serve: Callable[..., ModelServer], project: Path) -> None:
+    stuck(project, tool)
+    process = start("run", "work", "--llm", serve([(tool, {})], "done").url, "--protocol", "native")
+    wait_for(project / "at-work")
+    code, err, _ = interrupt(process)
+    assert (code, err.count(HINT)) == (130, 1), err
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not [line for line in lines if line == b"sleep\x001000.2718281\0"]
 
 
 def test_a_second_interrupt_ends_the_process_at_once(serve: Callable[..., ModelServer], project: Path) -> None:
