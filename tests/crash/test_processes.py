@@ -109,14 +109,18 @@ async def test_what_a_program_leaves_behind_ends_with_it_and_does_not_hold_the_c
     assert alive(f"{word} ") == []
 
 
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def test_no_file_of_this_process_stays_open() -> None:
     await run_process("true")
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_files()
     for _ in range(5):
         await run_process("true")
         with pytest.raises(ToolError):
             await run_process("no-such-program")
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert open_files() == before
 
 
 async def test_many_at_once_end_alone(word: str) -> None:
