@@ -172,7 +172,8 @@ class ActiveRun:
             # Elsewhere, where something was gated or somebody was there, the chain was begun or the question was asked.
             seal = wirings.people.seal
         limits = in_force(self._state, wirings.limits, seal)
-        asks = limits.on_limit == "ask" or self._state.raising.request is not None
+        asked = self._state.raising
+        asks = limits.on_limit == "ask" or (asked.request is not None and asked.answer is None)
         self._driver_now = Driver(
             self._state,
             self._store,

@@ -20,6 +20,9 @@ from harness.state import RunState
 
 Number: TypeAlias = int | float
 
+MOST = 10**12
+"""What a limit may be raised to at the most: more is a slip, and no arithmetic is made for it."""
+
 
 class _Limit(msgspec.Struct, frozen=True):
     """What is to be known of a limit.
@@ -165,6 +168,8 @@ def invalid_raise(asked: str, edited: str) -> str:
     if not proposal.now < value or not proposal.spent < value:
         least = f"the limit of {proposal.now} and the {proposal.spent} that are spent"
         return f"raise_to must be more than {least}, not {value}"
+    if value > MOST:
+        return f"raise_to may be {MOST:,} at the most, not {value}; a run without a limit is configured so"
     return ""
 
 

@@ -256,6 +256,7 @@ UNFIT: list[dict[str, object]] = [
     {"raise_to": 2},
     {"raise_to": 1},
     {"raise_to": -5},
+    {"raise_to": 10**13},
     {"raise_to": 3.5},
     {"raise_to": "9"},
     {"raise_to": None},
@@ -389,8 +390,7 @@ async def test_a_fork_has_the_limits_that_are_configured(room: Desks) -> None:
     assert about(parked.waiting[0])["now"] == 2
     refused = room.runtime(limits, Steer("Never."))
     await refused.run_agent("clerk", "Go.", run_id="other")
-    copied = await refused.fork("other", at=2)
-    room.runtime(GuardrailConfig(), script=ROUND)
+    copied = await refused.fork("other", at=4)
     assert isinstance(await room.runtime(GuardrailConfig()).resume(copied), Finished)
     assert not any("Never" in str(message) for message in room.llm.requests[-1].messages)
 
@@ -453,6 +453,31 @@ async def test_a_raise_that_was_changed_in_the_store_raises_nothing(room: Desks,
     assert await other.found(ApprovalVoided), "the reason is written down"
     assert about(parked.waiting[0])["now"] == 2
     assert other.llm.requests == [], "no call is made that nobody has allowed"
+
+
+async def test_a_raise_that_was_voided_is_not_in_force_where_it_would_hold(
+    room: Desks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HARNESS_APPROVAL_KEY", "the key of the people who answer in this test")
+    script = [*ROUND[:3], call("read", path="d"), "Done."]
+    runtime = room.runtime(asks(max_llm_calls=2), Edit({"raise_to": 4}), script=script)
+    assert isinstance(await runtime.run_agent("clerk", "Go.", run_id=RUN), Parked)
+    seen: list[Record] = []
+
+    def until_the_answer(record: Record) -> Record | None:
+        answered = any(isinstance(each, ApprovalResolved) for each in seen)
+        seen.append(record)
+        return None if answered else record
+
+    other = await replanted(room, until_the_answer)
+    monkeypatch.setenv("HARNESS_APPROVAL_KEY", "a key of somebody else, who answers elsewhere")
+    assert isinstance(await other.runtime(asks(max_llm_calls=2), script=script).resume(RUN), Parked)
+    assert await other.found(ApprovalVoided)
+    monkeypatch.setenv("HARNESS_APPROVAL_KEY", "the key of the people who answer in this test")
+    parked = await other.runtime(asks(max_llm_calls=2), script=script).resume(RUN)
+    assert isinstance(parked, Parked)
+    assert about(parked.waiting[0])["now"] == 2
+    assert other.llm.requests == []
 
 
 async def test_a_raise_is_none_of_another_run(room: Desks) -> None:
