@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import select
 import signal
 import subprocess
@@ -301,7 +302,8 @@ async def deaf() -> str:
 
 async def programs() -> str:
     "Start programs."
-    line = "(setsid sleep 1000.2718281 &) ; sleep 1000.2718281 & touch at-work; sleep 1000.2718281"
+    word = pathlib.Path("word").read_text()
+    line = f"(setsid sleep {word} &) ; sleep {word} & touch at-work; sleep {word}"
     return (await run_process("sh", "-c", line)).stdout
 
 async def programs_and_block() -> str:
@@ -353,12 +355,20 @@ def test_a_tool_that_will_not_stop_does_not_keep_the_process(
 @pytest.mark.parametrize("tool", ["programs", "programs_and_block"])
 def test_what_tools_have_started_ends_with_the_run(tool: str, serve: Callable[..., ModelServer], project: Path) -> None:
     stuck(project, tool)
+    word = f"1000.{secrets.randbelow(10**9):09}"  # seconds that nobody else sleeps
+    (project / "word").write_text(word)
     process = start("run", "work", "--llm", serve([(tool, {})], "done").url, "--protocol", "native")
     wait_for(project / "at-work")
     code, err, _ = interrupt(process)
     assert (code, err.count(HINT)) == (130, 1), err
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    assert not [line for line in lines if line == b"sleep\x001000.2718281\0"]
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if _says(path, f"sleep\0{word}\0")]
+
+
+def _says(path: Path, line: str) -> bool:
+    try:
+        return path.read_bytes() == line.encode()
+    except OSError:  # it has ended
+        return False
 
 
 def test_a_second_interrupt_ends_the_process_at_once(serve: Callable[..., ModelServer], project: Path) -> None:
