@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SQLiteCheckpointStore,
     )
     from harness.errors import (
+        CassetteMismatch,
         CheckpointConflict,
         CheckpointCorrupt,
         CheckpointError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
     from harness.registry import AgentRegistry, ToolRegistry
+    from harness.replay import Replay
     from harness.result import Cancelled, Failed, Finished, Parked, RunResult
     from harness.run_stream import RunStream
     from harness.runtime import AgentRuntime
@@ -68,6 +70,7 @@ _HOME = {
         "SQLiteCheckpointStore",
     ),
     "harness.errors": (
+        "CassetteMismatch",
         "CheckpointConflict",
         "CheckpointCorrupt",
         "CheckpointError",
@@ -98,6 +101,7 @@ _HOME = {
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
     "harness.registry": ("AgentRegistry", "ToolRegistry"),
+    "harness.replay": ("Replay",),
     "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
     "harness.run_stream": ("RunStream",),
     "harness.runtime": ("AgentRuntime",),
@@ -114,6 +118,7 @@ __all__ = [
     "AnthropicLLM",
     "BusEvent",
     "Cancelled",
+    "CassetteMismatch",
     "CheckpointConflict",
     "CheckpointCorrupt",
     "CheckpointError",
@@ -145,6 +150,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "RecordTooNew",
+    "Replay",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",

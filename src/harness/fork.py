@@ -21,6 +21,7 @@ from harness.records import (
     LLMFailed,
     LLMFinished,
     LLMStarted,
+    Origin,
     Record,
     Reopened,
     RunCancelled,
@@ -37,8 +38,14 @@ _LEFT_OUT = (
 """What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run."""
 
 
-def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[Record]:
+def fork_records(source: str, entries: Sequence[Entry], at: int | None, origin: Origin | None = None) -> list[Record]:
     """Return the records of a fork: RunStarted anew, and the answered past before step ``at``.
+
+    Args:
+        source: the run's id.
+        entries: its journal.
+        at: the first step that is left out; None for the last.
+        origin: how the fork is gone on with; None for as its source is.
 
     Raises:
         ConfigError: the run has no such step.
@@ -65,7 +72,9 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
     # What the copied records say is what the release that wrote them knew.
     version = first.version if copied else VERSION
-    return [msgspec.structs.replace(first, version=version, forked_from=fork), *copied, Reopened("forked")]
+    origin = origin or first.origin
+    started = msgspec.structs.replace(first, version=version, forked_from=fork, origin=origin)
+    return [started, *copied, Reopened("forked")]
 
 
 def _copy(record: Record, not_told: Collection[str]) -> Record | None:
