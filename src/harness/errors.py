@@ -49,12 +49,22 @@ class LLMError(HarnessError):
         message: what happened, in one sentence.
         transient: whether the same call may succeed later.
         retry_after_s: seconds the provider asked us to wait, if it did.
+        response_ended: a response that goes on without a listener has come to its end, or is gone: what is left is to
+            ask anew.
     """
 
-    def __init__(self, message: str, *, transient: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+        response_ended: bool = False,
+    ) -> None:
         super().__init__(message)
         self.transient = transient
         self.retry_after_s = retry_after_s
+        self.response_ended = response_ended
 
 
 class LLMHTTPError(LLMError):

@@ -22,23 +22,36 @@ from harness.agent import AgentConfig
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
 from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
-from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
+from harness.llm.base import (
+    LLM,
+    LLMDelta,
+    LLMRequest,
+    LLMResponse,
+    ReasoningDelta,
+    Reattaches,
+    ResponseDone,
+    ResponseStarted,
+    TextDelta,
+)
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import (
     Cut,
     FinishReason,
+    LLMAccepted,
+    LLMDetached,
     LLMFailed,
     LLMFinished,
     LLMPurpose,
     LLMStarted,
+    Record,
     ToolFinished,
     ToolNotDone,
     ToolStarted,
     ToolStatus,
 )
-from harness.state import CallState, ScopeState
+from harness.state import CallState, RunState, ScopeState
 from harness.strategies import prompts
-from harness.strategies.base import RunConfig
+from harness.strategies.base import RunConfig, lost
 from harness.stream import RunLog
 from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, ToolContext, ToolOutput, ToolSpec, Unknown
 from harness.watchdog import INFINITY, Watchdog
@@ -47,12 +60,18 @@ MAX_BACKOFF_S = 60.0
 CLOSE_S = 5.0
 """Seconds a model's stream may take to close."""
 
+CANCEL_S = 5.0
+"""Seconds the provider may take to stop a response."""
 
 logger = logging.getLogger("harness")
 
 
 async def _nothing() -> None:
     """Do nothing."""
+
+
+async def _forget(_record: Record) -> None:
+    """Write nothing down."""
 
 
 @dataclass(slots=True)
@@ -68,10 +87,11 @@ class Workbench:
         store: where large results go.
         log: who watches.
         deps: the user's own object, for tools.
-        clock: seconds the run has been driven; the driver sets this and the next three.
+        clock: seconds the run has been driven; the driver sets this and the next four.
         now: the loop's clock.
         wall_end: when the wall-clock limit is over, on the loop's clock.
         check_owner: raises OwnershipLost where the lease is over and lost.
+        write: makes a record durable in the middle of a call.
         admitted: validated arguments of calls that were not started yet.
         agent: the agent at work.
         specs: the tools as the model is told of them.
@@ -89,6 +109,7 @@ class Workbench:
     now: Callable[[], float] = float
     wall_end: float = INFINITY
     check_owner: Callable[[], Awaitable[None]] = _nothing
+    write: Callable[[Record], Awaitable[None]] = _forget
     admitted: dict[CallState, Mapping[str, object]] = field(default_factory=dict[CallState, Mapping[str, object]])
     agent: AgentConfig = field(init=False)
     specs: Sequence[ToolSpec] = field(init=False)
@@ -96,6 +117,10 @@ class Workbench:
     def __post_init__(self) -> None:
         self.agent = self.config.agent
         self.specs = tuple(self.config.tools.values())
+
+    def model(self, purpose: LLMPurpose) -> LLM:
+        """Return the model that is asked for something."""
+        return self.llm if purpose == "step" else self.llms.get(purpose, self.llm)
 
 
 def backoff_s(attempt: int, asked_s: float | None) -> float:
@@ -111,26 +136,42 @@ def backoff_s(attempt: int, asked_s: float | None) -> float:
 
 async def call_llm(
     bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
-) -> LLMFinished | LLMFailed:
-    """Make one model call and return what came of it."""
+) -> LLMFinished | LLMFailed | LLMDetached:
+    """Make one model call, or go on listening to one, and return what came of it."""
+    is_step, accepted = start.purpose == "step", start.response_id
     if bench.now() >= bench.wall_end:
-        return LLMFailed(
+        kind = LLMDetached if accepted else LLMFailed
+        return kind(
             start.step, bench.clock(), "the wall-clock limit is over", True, start.scope, start.attempt, start.purpose
         )
     request = build_request(bench, scope, start)
     log = bench.log
     response: LLMResponse | None = None
-    shown, heard, is_step = False, False, start.purpose == "step"
+    shown = heard = writing = False
     settings = request.settings
+    llm = bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)
+    if accepted:
+        if why := _cannot_take_up(llm, scope):
+            return lost(start, bench.clock(), why)
+        request = msgspec.structs.replace(request, reattach=accepted)
     stream: AsyncIterator[LLMDelta] | None = None
     try:
-        stream = (bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)).stream(request)
-        watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
+        stream = llm.stream(request)
+        deadline = watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
         async for delta in stream:
             watchdog.seen = heard = True
-            if type(delta) is ResponseDone:
-                response = delta.response
-                break
+            if type(delta) is not TextDelta:  # most are
+                if type(delta) is ResponseDone:
+                    response = delta.response
+                    break
+                if type(delta) is ResponseStarted:
+                    if not accepted and isinstance(llm, Reattaches):
+                        accepted, writing = writable(delta.response_id), True
+                        watchdog.stop()  # it must not cut a record in two
+                        await bench.write(_accepted(start, accepted, llm))
+                        watchdog.start(deadline - bench.now(), silence_s=settings.silence_timeout_s)
+                        writing = False
+                    continue
             if is_step and log.wants_tokens:
                 shown = True
                 log.delta(start.scope, delta.text, type(delta) is ReasoningDelta)
@@ -139,15 +180,71 @@ async def call_llm(
             raise MalformedResponse("the reply ended before it was complete", transient=True)
         outcome = _llm_outcome(bench, start, response)
     except BaseException as error:
-        failed = _llm_failure(bench, start, watchdog, error, answered=shown or heard)
+        failed = None
+        if not writing:  # what the store raises is not the model's
+            failed = _llm_failure(bench, start, watchdog, error, answered=shown or heard or accepted != "")
         if shown:
             log.discard(start.scope, scope.agent_id, failed.error if failed else "interrupted")
         await _close(stream, watchdog)
         if failed is None:
             raise
-        return failed
+        return _detached(scope, failed) if accepted and _goes_on(failed, error) else failed
     await _close(stream, watchdog)
     return outcome
+
+
+def _cannot_take_up(llm: LLM, scope: ScopeState) -> str:
+    """Say why a model cannot go on listening to the call a scope has open; empty where it can."""
+    accepted = scope.accepted
+    if accepted is None or (isinstance(llm, Reattaches) and llm.provider == accepted.provider):
+        return ""
+    return f"its response is at {accepted.provider!r}, and {llm.provider}:{llm.name} cannot take it up"
+
+
+def _accepted(start: LLMStarted, response_id: str, llm: Reattaches) -> LLMAccepted:
+    return LLMAccepted(start.step, response_id, llm.provider, start.scope, start.attempt, start.purpose)
+
+
+def _goes_on(failed: LLMFailed, error: BaseException) -> bool:
+    """Say whether it was the connection that failed, or our patience, and not the response at the provider."""
+    if isinstance(error, asyncio.CancelledError):
+        return failed.transient  # a deadline; a call that cancels itself is a defect of the model object
+    return isinstance(error, LLMError) and not error.response_ended
+
+
+def _detached(scope: ScopeState, failed: LLMFailed) -> LLMDetached:
+    pause_s = max(failed.retry_in_s, backoff_s(scope.failures + 1, None)) if failed.transient else 0.0
+    return LLMDetached(
+        failed.step,
+        failed.clock_s,
+        failed.error,
+        failed.transient,
+        failed.scope,
+        failed.attempt,
+        failed.purpose,
+        pause_s,
+    )
+
+
+async def cancel_responses(run: RunState, model_of: Callable[[ScopeState, LLMPurpose], LLM]) -> None:
+    """Have the provider stop what it still answers for a run that is over, as far as that can be done.
+
+    Args:
+        run: the run, folded.
+        model_of: the model that a scope asks for something; raises ConfigError where it cannot be had.
+    """
+    for scope in run.scopes.values():
+        accepted = scope.accepted
+        if accepted is None:
+            continue
+        try:
+            llm = model_of(scope, accepted.purpose)
+            if isinstance(llm, Reattaches) and llm.provider == accepted.provider:
+                async with asyncio.timeout(CANCEL_S):
+                    await llm.cancel_response(accepted.response_id)
+        except Exception as error:  # the run is over all the same, and the response comes to its end by itself
+            told = described(error)
+            logger.warning("run %r: response %r was not cancelled: %s", run.run_id, accepted.response_id, told)
 
 
 def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMRequest:
