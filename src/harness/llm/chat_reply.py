@@ -10,14 +10,7 @@ import msgspec
 
 from harness.errors import LLMError, LLMHTTPError, MalformedResponse
 from harness.llm.base import LLMRequest, LLMResponse, ReasoningDelta, TextDelta
-from harness.llm.replies import (
-    USE_THE_INTERFACE,
-    clean,
-    finish_reason,
-    holds_tool_call,
-    split_confidence,
-    split_thinking,
-)
+from harness.llm.replies import clean, finish_reason, read_answer, split_thinking
 from harness.messages import Part, Reasoning, Text, ToolCall
 
 MAX_REPLY_BYTES = 50_000_000
@@ -225,10 +218,8 @@ class Assembly:
         if any(not call.name for call in calls):
             malformed = "a tool call has no name; name one of the tools you were given"
         elif not calls and finish == "stop":
-            if request.tools and holds_tool_call(text, [spec.name for spec in request.tools]):
-                malformed = USE_THE_INTERFACE
-            elif request.confidence:
-                text, confidence = split_confidence(text)
+            tools = [spec.name for spec in request.tools]
+            text, malformed, confidence = read_answer(text, tools, confidence=request.confidence)
         said: tuple[Part, ...] = (Text(text),) if text else ()
         parts = (*self._thought(thinking), *said, *calls)
         return LLMResponse(

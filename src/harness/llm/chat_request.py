@@ -9,6 +9,7 @@ from typing import cast
 import msgspec
 
 from harness.llm.base import LLMRequest
+from harness.llm.calls import NO_RESULT, CallBook
 from harness.llm.replies import CONFIDENCE_REQUEST, clean
 from harness.messages import JSON, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
 from harness.tools.base import ToolSpec
@@ -17,8 +18,6 @@ Wire = dict[str, JSON]
 
 SENT_BACK = ("reasoning_details",)
 """Keys of a reasoning part's provider data that belong in the assistant message again."""
-
-NO_RESULT = "(this call has no recorded result)"
 
 
 def chat_body(request: LLMRequest, model: str, *, is_openai: bool) -> Wire:
@@ -73,30 +72,17 @@ def chat_messages(request: LLMRequest) -> list[Wire]:
 
 
 @dataclass(slots=True)
-class _Open:
-    """A call of the current turn that has no result yet."""
-
-    call: ToolCall
-    wire_id: str
-
-
-@dataclass(slots=True)
 class _Conversation:
     """Protocol messages under construction.
 
-    The protocol wants every call id once and every call answered right after the message that made it. Our ids are
-    data that may be empty or repeat, so a call keeps its id where it can and gets one from its position where not.
-
     Attributes:
         messages: what was built so far.
-        used: call ids that are taken.
-        open: calls of the last assistant message without a result.
+        calls: the calls in them.
         after: what follows the turn's results as a user message, because the protocol takes it from a user only.
     """
 
     messages: list[Wire]
-    used: set[str] = field(default_factory=set[str])
-    open: list[_Open] = field(default_factory=list[_Open])
+    calls: CallBook = field(default_factory=CallBook)
     after: list[JSON] = field(default_factory=list[JSON])
 
     def add(self, position: int, message: Message) -> None:
@@ -116,11 +102,11 @@ class _Conversation:
 
     def end_turn(self) -> None:
         """Close the turn: an answer for every call that has none, then what a user has to say."""
-        for pending in self.open:
-            self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": NO_RESULT})
+        for wire_id in self.calls.unanswered():
+            self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": NO_RESULT})
         if self.after:
             self.messages.append({"role": "user", "content": self.after})
-        self.open, self.after = [], []
+        self.after = []
 
     def _assistant(self, position: int, message: Message) -> None:
         wire: Wire = {"role": "assistant"}
@@ -129,42 +115,26 @@ class _Conversation:
                 wire.update(
                     {key: cast("JSON", part.provider_data[key]) for key in SENT_BACK if key in part.provider_data}
                 )
-        for index, call in enumerate(message.tool_calls):
-            self.open.append(_Open(call, self._wire_id(call.id, position, index)))
-        if self.open:
-            wire["tool_calls"] = [_call(pending) for pending in self.open]
+        calls = [_call(call, self.calls.opened(call, position, index)) for index, call in enumerate(message.tool_calls)]
+        if calls:
+            wire["tool_calls"] = list[JSON](calls)
         if text := message.text:
             wire["content"] = text
         if len(wire) > 1:
             self.messages.append(wire)
 
-    def _wire_id(self, call_id: str, position: int, index: int) -> str:
-        if not call_id or call_id in self.used:
-            call_id = f"call_{position}_{index}"
-        while call_id in self.used:
-            call_id += "_"
-        self.used.add(call_id)
-        return call_id
-
     def _result(self, result: ToolResult) -> None:
-        """Answer the first open call that has the result's id and name, else its id, else its name."""
-        ranked = [(p.call.id != result.call_id, p.call.name != result.name, i) for i, p in enumerate(self.open)]
-        best = min(ranked, default=(True, True, 0))
-        if best[:2] == (True, True):  # its call was dropped; the protocol refuses a result without one
+        wire_id = self.calls.answered(result)
+        if wire_id is None:  # its call was dropped; the protocol refuses a result without one
             told: Wire = {"type": "text", "text": f"Result of {result.name}:\n{result.text}"}
             self.after.append(told)
             return
-        pending = self.open.pop(best[2])
-        self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": result.text})
+        self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": result.text})
 
 
-def _call(pending: _Open) -> Wire:
-    call = pending.call
-    return {
-        "id": pending.wire_id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": _arguments(call.arguments)},
-    }
+def _call(call: ToolCall, wire_id: str) -> Wire:
+    function: Wire = {"name": call.name, "arguments": _arguments(call.arguments)}
+    return {"id": wire_id, "type": "function", "function": function}
 
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])

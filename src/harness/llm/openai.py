@@ -13,6 +13,7 @@ from harness.errors import ConfigError, MissingExtra
 from harness.llm.base import LLM, LLMDelta, LLMRequest, ResponseDone
 from harness.llm.chat_reply import DONE, Assembly, decode_chunk, events
 from harness.llm.chat_request import Wire, chat_body
+from harness.llm.images import without_images
 from harness.llm.prices import CostFunction, whole
 from harness.llm.schema import SchemaLLM
 from harness.llm.sdk import (
@@ -49,6 +50,7 @@ class OpenAILLM:
         cost_fn: given the tokens of a call, returns its price in dollars, or None where it does not know.
         tool_calls: ``native`` uses the protocol's tool calls. ``text`` has the model write its calls as JSON that the
             server holds to a schema, one call a step: for models and servers that are weak at native ones.
+        images: whether the model sees images; False shows it ``[image]`` in their place.
 
     Raises:
         MissingExtra: the ``openai`` package is not installed.
@@ -67,6 +69,7 @@ class OpenAILLM:
         request_timeout_seconds: float = 60,
         cost_fn: CostFunction | None = None,
         tool_calls: Literal["native", "text"] = "native",
+        images: bool = True,
     ) -> None:
         if tool_calls not in ("native", "text"):
             raise ConfigError(f"OpenAILLM(tool_calls=) must be 'native' or 'text', not {tool_calls!r}")
@@ -75,6 +78,7 @@ class OpenAILLM:
         self._llm: LLM = self._chat if tool_calls == "native" else TextReActLLM(self._chat, parallel_calls=False)
         # Apart from the others, so that their tokens pass through one generator less.
         self._schemed: LLM = SchemaLLM(self._chat) if tool_calls == "native" else self._llm
+        self._images = images
         self.name = model
         self.provider = self._chat.provider
 
@@ -85,6 +89,8 @@ class OpenAILLM:
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make one call and yield its deltas."""
+        if not self._images:
+            request = without_images(request)
         return (self._llm if request.response_schema is None else self._schemed).stream(request)
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:

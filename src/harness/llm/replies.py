@@ -34,6 +34,8 @@ _FINISH: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "tool_use": "tool_calls",
+    "model_context_window_exceeded": "length",
+    "pause_turn": "length",  # the turn was broken off, to be gone on with: not a whole reply
     "content_filter": "content_filter",
     "refusal": "content_filter",
 }
@@ -160,6 +162,26 @@ def holds_tool_call(text: str, tools: Collection[str]) -> bool:
         for block in blocks
         if (brace := block.find("{")) >= 0
     )
+
+
+def read_answer(text: str, tools: Collection[str], *, confidence: bool) -> tuple[str, str, float | None]:
+    """Read the text of a reply without tool calls.
+
+    Args:
+        text: the whole text.
+        tools: names of the tools the model was given.
+        confidence: whether it was asked how sure it is.
+
+    Returns:
+        The answer, what is wrong with it (empty for a good one), and how sure the model is (None: it did not say).
+
+    >>> read_answer("It is 4.\\nConfidence: 0.8", ["add"], confidence=True)
+    ('It is 4.', '', 0.8)
+    """
+    if tools and holds_tool_call(text, tools):
+        return text, USE_THE_INTERFACE, None
+    answer, sure = split_confidence(text) if confidence else (text, None)
+    return answer, "", sure
 
 
 def _tolerant(text: str) -> object:

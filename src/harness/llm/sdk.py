@@ -202,6 +202,7 @@ def translated(server: Server, errors: SdkErrors, read_body: Callable[[object], 
 
 
 _HINTS = {
+    402: "the account's credit is used up",
     403: "this key may not do that",
     404: "there is no such model or address; check model and base_url",
     429: "too many requests, or the quota is used up",
