@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from harness.llm.anthropic import AnthropicLLM
     from harness.llm.base import LLM
     from harness.llm.openai import OpenAILLM
+    from harness.llm.responses import OpenAIResponsesLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
@@ -94,6 +95,7 @@ _HOME = {
     "harness.llm.anthropic": ("AnthropicLLM",),
     "harness.llm.base": ("LLM",),
     "harness.llm.openai": ("OpenAILLM",),
+    "harness.llm.responses": ("OpenAIResponsesLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
@@ -140,6 +142,7 @@ __all__ = [
     "MissingExtra",
     "NotDone",
     "OpenAILLM",
+    "OpenAIResponsesLLM",
     "OwnershipLost",
     "Parked",
     "Plan",

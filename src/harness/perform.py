@@ -182,13 +182,14 @@ async def call_llm(
     except BaseException as error:
         failed = None
         if not writing:  # what the store raises is not the model's
-            failed = _llm_failure(bench, start, watchdog, error, answered=shown or heard or accepted != "")
+            answered = shown or heard or accepted != ""
+            failed = _llm_failure(bench, start, watchdog, error, answered=answered, tried=scope.failures + 1)
         if shown:
             log.discard(start.scope, scope.agent_id, failed.error if failed else "interrupted")
         await _close(stream, watchdog)
         if failed is None:
             raise
-        return _detached(scope, failed) if accepted and _goes_on(failed, error) else failed
+        return _detached(failed) if accepted and _goes_on(failed, error) else failed
     await _close(stream, watchdog)
     return outcome
 
@@ -212,8 +213,7 @@ def _goes_on(failed: LLMFailed, error: BaseException) -> bool:
     return isinstance(error, LLMError) and not error.response_ended
 
 
-def _detached(scope: ScopeState, failed: LLMFailed) -> LLMDetached:
-    pause_s = max(failed.retry_in_s, backoff_s(scope.failures + 1, None)) if failed.transient else 0.0
+def _detached(failed: LLMFailed) -> LLMDetached:
     return LLMDetached(
         failed.step,
         failed.clock_s,
@@ -222,7 +222,7 @@ def _detached(scope: ScopeState, failed: LLMFailed) -> LLMDetached:
         failed.scope,
         failed.attempt,
         failed.purpose,
-        pause_s,
+        failed.retry_in_s,
     )
 
 
@@ -321,7 +321,7 @@ def _sure(confidence: object) -> float | None:
 
 
 def _llm_failure(
-    bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException, *, answered: bool
+    bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException, *, answered: bool, tried: int
 ) -> LLMFailed | None:
     """Turn an exception into a failed attempt, or return None where it is not the model's.
 
@@ -331,6 +331,7 @@ def _llm_failure(
         watchdog: its deadlines.
         error: what was raised.
         answered: the model had begun to answer, and is paid for that.
+        tried: how often the answer was listened for in vain, this time included.
     """
     asked: float | None = None
     refused = False
@@ -350,7 +351,7 @@ def _llm_failure(
         asked = error.retry_after_s if isinstance(error, LLMError) else None
         refused = isinstance(error, LLMRefused)
         text = str(error) if isinstance(error, LLMError) else described(error)
-    retry_in_s = backoff_s(start.attempt, asked) if transient else 0.0
+    retry_in_s = backoff_s(tried, asked) if transient else 0.0
     return LLMFailed(
         start.step,
         bench.clock(),
