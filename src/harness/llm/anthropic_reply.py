@@ -191,13 +191,9 @@ class Assembly:
             raise MalformedResponse("the provider's stream ended before the reply was complete", transient=True)
         finish = finish_reason(self._finish)
         ended_well = finish in ("stop", "tool_calls")  # half a reply's calls are never acted on, nor is it gone on with
-        parts: list[Part] = []
-        for block in self._blocks.values():
-            part = self._part(block, asked.digest if ended_well else None)
-            if isinstance(part, Text) and parts and isinstance(parts[-1], Text):
-                parts[-1] = Text(parts[-1].text + part.text)
-            elif part is not None:
-                parts.append(part)
+        digest = asked.digest if ended_well else None
+        # Texts that follow each other are not joined: what comes after them was thought with them as they are.
+        parts = [part for block in self._blocks.values() if (part := self._part(block, digest)) is not None]
         if finish == "content_filter" and self._explanation and not any(isinstance(part, Text) for part in parts):
             parts.append(Text(clean(self._explanation)))
         if asked.forced and ended_well:

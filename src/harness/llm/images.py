@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from harness.llm.base import LLMRequest
-from harness.messages import Image, Message, Text
+from harness.messages import Image, Message, Part, Text, ToolResult
 
 SHOWN_AS = "[image]"
 
@@ -30,5 +30,12 @@ def _has_image(message: Message) -> bool:
 def _in_words(message: Message) -> Message:
     if not _has_image(message):
         return message
-    parts = tuple(Text(SHOWN_AS) if isinstance(part, Image) else part for part in message.parts)
-    return msgspec.structs.replace(message, parts=parts)
+    parts: list[Part] = []
+    for part in message.parts:
+        if not isinstance(part, Image):
+            parts.append(part)
+        elif parts and isinstance(result := parts[-1], ToolResult):  # a step's results hold no text beside them
+            parts[-1] = msgspec.structs.replace(result, text=f"{result.text}\n{SHOWN_AS}".lstrip())
+        else:
+            parts.append(Text(SHOWN_AS))
+    return msgspec.structs.replace(message, parts=tuple(parts))
