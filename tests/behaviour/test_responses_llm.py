@@ -438,15 +438,21 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
     return SQLiteCheckpointStore(tmp_path / "runs.db") if request.param == "sqlite" else FileCheckpointStore(tmp_path)
 
 
-def runtime(server: ResponsesServer, store: CheckpointStore, *, llm: object = None, **settings: object) -> AgentRuntime:
-    settings_ = LLMSettings(max_output_tokens=500)
-    agents = [AgentConfig(name, f"agent {name}", confidence_from_llm=False, llm_settings=settings_) for name in "ab"]
+def runtime(
+    server: ResponsesServer,
+    store: CheckpointStore,
+    *,
+    llm: object = None,
+    agent: dict[str, object] | None = None,
+    limits: GuardrailConfig | None = None,
+) -> AgentRuntime:
+    agent = {"confidence_from_llm": False, "llm_settings": LLMSettings(max_output_tokens=500), **(agent or {})}
     return AgentRuntime(
         llm=llm or model(server, background=True),
-        agents=agents,
+        agents=[AgentConfig(name, f"agent {name}", **agent) for name in "ab"],  # type: ignore[arg-type]
         tools=[get_weather],
         checkpoint_store=store,
-        **settings,  # type: ignore[arg-type]
+        guardrail_config=limits or GuardrailConfig(),
     )
 
 
@@ -545,9 +551,9 @@ async def test_a_run_that_cannot_reach_its_response_fails_and_takes_it_up_when_r
     assert (state.spent.usage, state.spent.llm_calls, state.reserved.output_tokens) == (USED, 1, 0)
 
 
-async def paused(server: ResponsesServer, store: CheckpointStore, **settings: object) -> None:
+async def paused(server: ResponsesServer, store: CheckpointStore) -> None:
     """Run until the first token of a response that is held, and leave."""
-    async with runtime(server, store, **settings).run_agent_stream("a", "2 + 2?", run_id="r", tokens=True) as events:
+    async with runtime(server, store).run_agent_stream("a", "2 + 2?", run_id="r", tokens=True) as events:
         async for event in events:
             if event.type.value == "TOKEN":
                 return
@@ -641,8 +647,60 @@ async def test_while_it_is_detached_its_worst_case_stays_held(tmp_path: Path) ->
     store = SQLiteCheckpointStore(tmp_path / "runs.db")
     limits = GuardrailConfig(max_output_tokens=600, max_llm_calls=1)
     async with serving(answered(cut_after=4)) as server:
-        result = await runtime(server, store, guardrail_config=limits).run_agent("a", "2 + 2?", run_id="r")
+        result = await runtime(server, store, limits=limits).run_agent("a", "2 + 2?", run_id="r")
     assert (result.answer, server.log) == ("It is 4.", ["create resp_1", "listen resp_1"])
+
+
+async def test_patience_that_is_over_is_no_new_purchase(tmp_path: Path) -> None:
+    store = SQLiteCheckpointStore(tmp_path / "runs.db")
+    settings = LLMSettings(call_timeout_s=0.3)
+    async with serving(answered(hold_after=4)) as server:
+        running = asyncio.create_task(runtime(server, store, agent={"llm_settings": settings}).run_agent("a", "2 + 2?"))
+        await server.until("listen resp_1")
+        server.go_on("resp_1")
+        result = await running
+    assert (result.answer, server.count("create")) == ("It is 4.", 1)
+
+
+async def test_the_wall_clock_cuts_it_and_a_higher_limit_takes_it_up(tmp_path: Path) -> None:
+    store = SQLiteCheckpointStore(tmp_path / "runs.db")
+    async with serving(answered(hold_after=4)) as server:
+        limits = GuardrailConfig(max_wall_time_seconds=0.3)
+        result = await runtime(server, store, limits=limits).run_agent("a", "2 + 2?", run_id="r")
+        assert isinstance(result, Failed)
+        assert result.reason == "budget"
+        server.go_on("resp_1")
+        again = await runtime(server, store, limits=GuardrailConfig(max_wall_time_seconds=60)).resume("r")
+    assert (again.answer, server.log) == ("It is 4.", ["create resp_1", "listen resp_1"])
+    assert fold("r", await journal(store, "r")).spent.usage == USED
+
+
+async def test_a_task_gives_its_response_up_where_it_cannot_be_had(tmp_path: Path) -> None:
+    store = SQLiteCheckpointStore(tmp_path / "runs.db")
+    plan = Plan([Task("t", "a", "Look.", on_failure="retry", max_retries=1)])
+    whole = answered('{"answer": "All.", "confidence": 1}')
+    async with serving(answered(cut_after=4), answered("Seen."), whole) as server:
+        server.on_retrieve = lambda _stream: (401, {"error": {"message": "no"}})
+        result = await runtime(server, store).run_plan(plan, run_id="r")
+    assert isinstance(result, Finished)
+    assert result.task_results["t"].answer == "Seen."
+    assert server.log == ["create resp_1", "listen resp_1", "create resp_2", "create resp_3"]
+    state = fold("r", await journal(store, "r"))
+    assert (state.spent.estimated, state.spent.llm_calls, state.in_flight) == (1, 3, 0)
+    assert (state.reserved.input_tokens, state.reserved.output_tokens) == (0, 0)
+
+
+async def test_shared_commits_do_not_wait_with_an_id(tmp_path: Path) -> None:
+    store = SQLiteCheckpointStore(tmp_path / "runs.db")
+    async with serving(answered(hold_after=4)) as server:
+        ours = runtime(server, store, agent={"checkpoint_every": 5})
+        async with ours.run_agent_stream("a", "2 + 2?", run_id="r", tokens=True) as events:
+            async for event in events:
+                if event.type.value == "TOKEN":
+                    [accepted] = await recorded(store, "r", LLMAccepted)
+                    assert isinstance(accepted, LLMAccepted)
+                    assert accepted.response_id == "resp_1"
+                    return
 
 
 async def test_a_fork_asks_anew_and_leaves_the_other_runs_response_alone(tmp_path: Path) -> None:
