@@ -402,6 +402,43 @@ async def test_a_response_that_goes_on_is_looked_at_until_it_ends() -> None:
     assert reply.parts == (Text("It is 4."),)
 
 
+async def test_a_silent_response_is_looked_at_while_it_is_listened_to() -> None:
+    async with serving(says("It is 4.", hold_after=4)) as server:
+        llm = OpenAIResponsesLLM("m-1", base_url=server.url, request_timeout_seconds=1, background=True)
+        asked = asyncio.create_task(ask(llm))
+        await server.until("look resp_1")
+        server.on_retrieve = lambda _stream: (503, {"error": {"message": "no"}})
+        await server.until("look resp_1", times=5)  # longer than it may be silent in the foreground
+        assert not asked.done()
+        server.go_on("resp_1")
+        deltas, reply = await asked
+        await llm.aclose()
+    assert [type(delta) for delta in deltas] == [TextDelta] * 3
+    assert reply.parts == (Text("It is 4."),)
+    assert server.count("create") == 1
+
+
+async def test_a_response_that_has_ended_behind_a_dead_connection_is_found() -> None:
+    async with serving(says("It is 4.", hold_after=4, deaf_after=4)) as server:
+        llm = OpenAIResponsesLLM("m-1", base_url=server.url, request_timeout_seconds=2, background=True)
+        asked = asyncio.create_task(ask(llm))
+        await server.until("look resp_1")
+        server.go_on("resp_1")
+        _, reply = await asked
+        await llm.aclose()
+    assert reply.parts == (Text("It is 4."),)
+    assert {line.split()[0] for line in server.log} == {"create", "look"}
+
+
+async def test_a_provider_that_never_answers() -> None:
+    async with serving(says("4", unheard=True)) as server:
+        llm = OpenAIResponsesLLM("m-1", base_url=server.url, request_timeout_seconds=0.5, background=True)
+        with pytest.raises(LLMError, match=r"sent nothing for 0\.5 s") as raised:
+            await ask(llm)
+        await llm.aclose()
+    assert raised.value.transient
+
+
 @pytest.mark.parametrize(("status", "ended", "transient"), [(404, True, True), (401, False, False), (503, False, True)])
 async def test_a_response_that_cannot_be_had(status: int, ended: bool, transient: bool) -> None:
     async with asking(says("It is 4.", cut_after=4), background=True) as (server, llm):
@@ -701,6 +738,20 @@ async def test_shared_commits_do_not_wait_with_an_id(tmp_path: Path) -> None:
                     assert isinstance(accepted, LLMAccepted)
                     assert accepted.response_id == "resp_1"
                     return
+
+
+async def test_a_fork_has_what_was_taken_up(tmp_path: Path) -> None:
+    store = SQLiteCheckpointStore(tmp_path / "runs.db")
+    looks = Reply([function_call("get_weather", city="Rome")], cut_after=4)
+    async with serving(looks, answered("Sunny."), answered("Warm.")) as server:
+        ours = runtime(server, store)
+        await ours.run_agent("a", "Rome?", run_id="r")
+        fork = await ours.fork("r", at=2)
+        result = await ours.resume(fork)
+    assert (result.answer, server.count("create"), server.count("listen")) == ("Warm.", 3, 1)
+    state = fold(fork, await journal(store, fork))
+    assert (state.inherited.usage, state.inherited.llm_calls, state.spent.llm_calls) == (USED, 1, 1)
+    assert (state.in_flight, state.reserved.output_tokens) == (0, 0)
 
 
 async def test_a_fork_asks_anew_and_leaves_the_other_runs_response_alone(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class Reply:
         output: its items.
         hold_after: events after which the provider waits until the test says ``go_on``.
         cut_after: events after which the connection of whoever asked for it is cut; the response goes on.
+        deaf_after: events after which whoever asked for it hears nothing more, though the connection stands.
         unheard: whoever asked for it never hears of it.
         more: what else the response holds at its end.
     """
@@ -58,6 +59,7 @@ class Reply:
     usage: dict | None = field(default_factory=lambda: dict(USAGE))
     hold_after: int | None = None
     cut_after: int | None = None
+    deaf_after: int | None = None
     unheard: bool = False
     more: dict = field(default_factory=dict)
 
@@ -164,10 +166,10 @@ class ResponsesServer:
     def count(self, what: str) -> int:
         return sum(line.split()[0] == what for line in self.log)
 
-    async def until(self, line: str) -> None:
+    async def until(self, line: str, *, times: int = 1) -> None:
         """Wait until something was asked."""
         async with asyncio.timeout(30), self._news:
-            await self._news.wait_for(lambda: line in self.log)
+            await self._news.wait_for(lambda: self.log.count(line) >= times)
 
     def go_on(self, response_id: str) -> None:
         """Let a response that is held go on."""
@@ -236,7 +238,9 @@ class ResponsesServer:
         if reply.unheard:
             await self._closing.wait()
             return
-        await _stream(writer, kept, 0, reply.cut_after)
+        await _stream(writer, kept, 0, reply.cut_after if reply.deaf_after is None else reply.deaf_after)
+        if reply.deaf_after is not None:
+            await self._closing.wait()
 
     async def close(self) -> None:
         self._closing.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import msgspec
@@ -30,6 +30,7 @@ from harness.llm.schema import SchemaLLM
 from harness.llm.sdk import Clients, LastUsage, Meter, Server, cut, drain
 
 if TYPE_CHECKING:
+    import httpx2
     from openai import AsyncAPIResponse
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ POLL_S = 0.5
 MAX_POLL_S = 10.0
 """Seconds between two looks at a response that can no longer be listened to: at first, and at the most."""
 
-POLL_HEADER = "openai-poll-after-ms"
-"""The header in which the provider says when it wants to be asked next."""
+QUIET_S = 15.0
+"""Seconds without a word from a response in the background after which it is looked at: models think for minutes."""
 
 NOT_STREAMED = 400
 """How the provider answers where a response can no longer be listened to: that it can be for some minutes only."""
@@ -59,7 +60,8 @@ class OpenAIResponsesLLM:
         model: the model's name.
         api_key: the key; None takes ``OPENAI_API_KEY``. A server at another ``base_url`` may need none.
         base_url: the server's address, as ``http://127.0.0.1:8080/v1``; None takes ``OPENAI_BASE_URL``, else OpenAI.
-        request_timeout_seconds: seconds to wait for a connection, for the first byte and for each next one.
+        request_timeout_seconds: seconds to wait for a connection, for the first byte and for each next one. In the
+            background a response may be silent for longer: it is looked at after a quarter of that, at most 15 seconds.
         background: whether the provider goes on with a response when the connection breaks or the process dies. The
             run then takes it up again and does not buy another. The provider keeps such responses (``store``); the
             first token comes later.
@@ -168,11 +170,14 @@ class _Responses:
                     reply.take(decode_answer(await response.read()))  # from a server that has it only whole
                 else:
                     pieces = response.iter_bytes()
-                    async with aclosing(events(pieces)) as received:
-                        async for event in received:
+                    async with (
+                        aclosing(events(pieces)) as received,
+                        aclosing(self._patiently(received, reply)) as patiently,
+                    ):
+                        async for event in patiently if goes_on else received:
                             if event == DONE:
                                 break
-                            if (delta := reply.add(decode_event(event))) is not None:
+                            if event and (delta := reply.add(decode_event(event))) is not None:
                                 yield delta
                             elif reply.answer is not None:
                                 break
@@ -192,6 +197,36 @@ class _Responses:
         finished = read_response(answer, request)
         usage = await self.meter.charge(read_usage(answer.usage), answer.model or "", headers)
         yield ResponseDone(msgspec.structs.replace(finished, usage=usage))
+
+    async def _patiently(self, received: AsyncGenerator[bytes], reply: Assembly) -> AsyncGenerator[bytes]:
+        """Pass events on; where none comes for a while see what became of the response.
+
+        Yields:
+            Each event; nothing (``b""``) where there was none and the response goes on. It ends where the response has.
+        """
+        quiet_s = min(QUIET_S, self.server.timeout_s / 4)
+        coming = asyncio.ensure_future(anext(received, None))
+        try:
+            while True:
+                if (await asyncio.wait({coming}, timeout=quiet_s))[0]:
+                    event = coming.result()
+                    if event is None:
+                        return
+                    yield event
+                    coming = asyncio.ensure_future(anext(received, None))
+                elif reply.response_id:
+                    try:
+                        reply.take(await self._looked_at(reply.response_id, 0.0))
+                    except LLMError:  # no sign of life, and no reason to stop: who listens knows how long to wait
+                        continue
+                    if reply.answer is not None:
+                        return
+                    yield b""
+        finally:
+            coming.cancel()
+            await asyncio.wait({coming})
+            if not coming.cancelled():
+                coming.exception()  # whoever is gone need not hear of it
 
     async def _looked_at(self, response_id: str, pause_s: float) -> Answer:
         """Fetch a response as it is after a pause."""
@@ -216,8 +251,35 @@ class _Responses:
         client = await self.clients.get()
         retrieve = cast("Call", client.responses.with_streaming_response.retrieve)
         with self._or_lost(response_id), as_llm_errors(self.server):
-            async with retrieve(response_id, stream=True) as response:
+            async with self._in_time(retrieve(response_id, stream=True, timeout=self._patience())) as response:
                 yield response
+
+    def _patience(self) -> httpx2.Timeout:
+        """Wait for a response in the background however long it is silent: it is looked at meanwhile."""
+        import httpx2
+
+        return httpx2.Timeout(self.server.timeout_s, read=None)
+
+    @asynccontextmanager
+    async def _in_time(
+        self, call: AbstractAsyncContextManager[AsyncAPIResponse[object]]
+    ) -> AsyncGenerator[AsyncAPIResponse[object]]:
+        """Have a call begin to be answered in time.
+
+        Raises:
+            LLMError: it does not.
+        """
+        begun = False
+        try:
+            async with asyncio.timeout(self.server.timeout_s) as limit, call as response:
+                limit.reschedule(None)
+                begun = True
+                yield response
+        except TimeoutError:
+            if begun:
+                raise
+            text = f"{self.provider} sent nothing for {self.server.timeout_s:g} s"
+            raise LLMError(text, transient=True) from None
 
     @contextmanager
     def _or_lost(self, response_id: str) -> Generator[None]:
@@ -246,10 +308,11 @@ class _Responses:
                 encrypted=self._encrypted,
                 reasoning=reasoning,
             )
+            more: dict[str, object] = {"timeout": self._patience()} if self._background else {}
             begun = False
             try:
                 with as_llm_errors(self.server):
-                    async with create(**body) as response:
+                    async with self._in_time(create(**body, **more)) as response:
                         begun = True
                         yield response
                         return

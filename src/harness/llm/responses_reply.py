@@ -302,8 +302,8 @@ class _Reported(msgspec.Struct):
 def read_usage(reported: object) -> Usage | None:
     """Read a provider's token counts; None where they are missing or no counts.
 
-    >>> read_usage({"input_tokens": 9, "output_tokens": 5, "output_tokens_details": {"reasoning_tokens": 4}})
-    Usage(input_tokens=9, output_tokens=5, reasoning_tokens=4)
+    >>> read_usage({"input_tokens": 9, "output_tokens": 5}) == Usage(9, 5)
+    True
     """
     try:
         counts = msgspec.convert(reported, _Reported)
