@@ -309,7 +309,11 @@ async def test_parallel_calls_and_thinking_keep_the_model_s_order() -> None:
             [ToolCall("a", "x", '{"n": 1}'), ToolCall("b", "y", '{"m": 2}')],
         ),
         (  # what a later version may add is passed over
-            [block(0, {"type": "hologram", "data": "x"}, {"type": "hologram_delta"}), used(1, "t", "x")],
+            [
+                [{"type": "novelty", "index": "one", "delta": [1]}],
+                block(0, {"type": "hologram", "data": "x"}, {"type": "hologram_delta"}),
+                used(1, "t", "x"),
+            ],
             [ToolCall("t", "x", "{}")],
         ),
     ],

@@ -32,6 +32,11 @@ STATUS_OF = {
 }
 """The HTTP status of each kind of error, for one that is told inside a stream."""
 
+KNOWN = frozenset(
+    {"message_start", "content_block_start", "content_block_delta", "message_delta", "message_stop", "error"}
+)
+"""The events that are read; what a later version of the API adds is passed over."""
+
 FILTERED = "content filtering policy"
 
 
@@ -52,10 +57,6 @@ class _ContentBlock(msgspec.Struct):
     input: object = None
 
 
-class _StopDetails(msgspec.Struct):
-    explanation: str | None = None
-
-
 class _Delta(msgspec.Struct):
     type: str | None = None
     text: str | None = None
@@ -63,7 +64,7 @@ class _Delta(msgspec.Struct):
     signature: str | None = None
     partial_json: str | None = None
     stop_reason: str | None = None
-    stop_details: _StopDetails | None = None
+    stop_details: object = None
 
 
 class StreamEvent(msgspec.Struct):
@@ -86,7 +87,10 @@ def decode_event(event: bytes) -> StreamEvent:
     """
     try:
         # The standard library's decoder: NaN in a usage is no reason to lose a reply.
-        return msgspec.convert(json.loads(event), StreamEvent)
+        value: object = json.loads(event)
+        if is_object(value) and value.get("type") not in KNOWN:
+            return StreamEvent()
+        return msgspec.convert(value, StreamEvent)
     except (ValueError, RecursionError) as error:
         start = event[:80].decode(errors="replace")
         text = f"the provider sent an event that is no part of a message ({error}): {start!r}"
@@ -138,14 +142,14 @@ class Assembly:
             case "message_delta":
                 if event.delta is not None:
                     self._finish = event.delta.stop_reason or self._finish
-                    if event.delta.stop_details is not None:
-                        self._explanation = event.delta.stop_details.explanation or ""
+                    if is_object(details := event.delta.stop_details):
+                        self._explanation = str(details.get("explanation") or "")
                 self._count(event.usage)
             case "message_stop":
                 self.done = True
             case "error":
                 raise stream_error(event.error)
-            case _:  # a ping, the end of a block, or what a later version of the API may add
+            case _:
                 pass
         return None
 
@@ -206,10 +210,11 @@ class Assembly:
             case "text":
                 return Text(text) if text else None
             case "thinking":
-                sent: dict[str, object] = {"type": "thinking", "thinking": text, "signature": block.signature}
+                sent: dict[str, object] = {"type": "thinking", "thinking": text, "signature": clean(block.signature)}
                 return Reasoning(text, _kept(sent, digest)) if text or block.signature else None
             case "redacted_thinking":
-                return Reasoning("", _kept({"type": "redacted_thinking", "data": block.start.data or ""}, digest))
+                sealed: dict[str, object] = {"type": "redacted_thinking", "data": clean(block.start.data or "")}
+                return Reasoning("", _kept(sealed, digest))
             case "tool_use" if digest is not None:
                 arguments = text or _whole_input(block.start.input)
                 return ToolCall(block.start.id or "", clean(block.start.name or ""), arguments)
