@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SQLiteCheckpointStore,
     )
     from harness.errors import (
+        CassetteMismatch,
         CheckpointConflict,
         CheckpointCorrupt,
         CheckpointError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
     from harness.registry import AgentRegistry, ToolRegistry
+    from harness.replay import Replay
     from harness.result import Cancelled, Failed, Finished, Parked, RunResult
     from harness.run_stream import RunStream
     from harness.runtime import AgentRuntime
@@ -69,6 +71,7 @@ _HOME = {
         "SQLiteCheckpointStore",
     ),
     "harness.errors": (
+        "CassetteMismatch",
         "CheckpointConflict",
         "CheckpointCorrupt",
         "CheckpointError",
@@ -100,6 +103,7 @@ _HOME = {
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
     "harness.registry": ("AgentRegistry", "ToolRegistry"),
+    "harness.replay": ("Replay",),
     "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
     "harness.run_stream": ("RunStream",),
     "harness.runtime": ("AgentRuntime",),
@@ -116,6 +120,7 @@ __all__ = [
     "AnthropicLLM",
     "BusEvent",
     "Cancelled",
+    "CassetteMismatch",
     "CheckpointConflict",
     "CheckpointCorrupt",
     "CheckpointError",
@@ -148,6 +153,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "RecordTooNew",
+    "Replay",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",

@@ -23,6 +23,7 @@ from harness.records import (
     LLMFailed,
     LLMFinished,
     LLMStarted,
+    Origin,
     Record,
     Reopened,
     RunCancelled,
@@ -40,8 +41,14 @@ _LEFT_OUT = (
 response at the provider is that run's."""
 
 
-def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[Record]:
+def fork_records(source: str, entries: Sequence[Entry], at: int | None, origin: Origin | None = None) -> list[Record]:
     """Return the records of a fork: RunStarted anew, and the answered past before step ``at``.
+
+    Args:
+        source: the run's id.
+        entries: its journal.
+        at: the first step that is left out; None for the last.
+        origin: how the fork is gone on with; None for as its source is.
 
     Raises:
         ConfigError: the run has no such step.
@@ -66,7 +73,9 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
     ]
     fork = ForkPoint(source, at, len(copied))
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
-    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]
+    origin = origin or first.origin
+    started = msgspec.structs.replace(first, version=VERSION, forked_from=fork, origin=origin)
+    return [started, *copied, Reopened("forked")]
 
 
 def _copy(record: Record, in_doubt: Collection[str]) -> Record | None:

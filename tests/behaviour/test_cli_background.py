@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from responses_server import ResponsesServer, says, serving
+from support.responses_server import ResponsesServer, says, serving
 
 HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
 

@@ -55,7 +55,7 @@ from harness.records import (
 from harness.state import fold
 from harness.testing import ScriptedLLM
 from harness.tools.base import ToolSpec
-from responses_server import USAGE, Reply, ResponsesServer, function_call, message, reasoning, says, serving
+from support.responses_server import USAGE, Reply, ResponsesServer, function_call, message, reasoning, says, serving
 
 WEATHER = ToolSpec(
     "get_weather",

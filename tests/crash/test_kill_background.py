@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from background_script import drive, store_of
 from harness import Usage
 from harness.records import LLMFinished
 from harness.state import RunState, fold
 from harness.testing import ChildFailed, ForkServer
 from harness.testing.forkserver import Child
-from responses_server import Reply, ResponsesServer, function_call, says, serving
+from support.background_script import drive, store_of
+from support.responses_server import Reply, ResponsesServer, function_call, says, serving
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import msgspec
 
 from harness.budget import Usage
-from harness.errors import ConfigError, LLMHTTPError, MissingExtra
+from harness.errors import ConfigError, LLMError, LLMHTTPError, MalformedResponse, MissingExtra
 from harness.llm.anthropic_reply import FILTERED, Assembly, decode_event, read_usage
 from harness.llm.anthropic_request import Wire, is_closed, messages_body
 from harness.llm.base import LLM, LLMDelta, LLMRequest, ResponseDone
@@ -151,17 +151,22 @@ class _Messages:
             request = msgspec.structs.replace(request, response_schema=schema or request.response_schema)
         asked = messages_body(request, self.name, max_tokens=self._max_tokens, caching=self.caching, forced=forced)
         reply = Assembly()
-        async with self._answered(request, asked.body) as response:
-            headers = response.headers
-            pieces = response.iter_bytes()
-            async with aclosing(events(pieces)) as received:
-                async for event in received:
-                    if (delta := reply.add(decode_event(event))) is not None:
-                        yield delta
-                    elif reply.done:
-                        break
-            if reply.done:
-                await drain(pieces)
+        try:
+            async with self._answered(request, asked.body) as response:
+                headers = response.headers
+                pieces = response.iter_bytes()
+                async with aclosing(events(pieces)) as received:
+                    async for event in received:
+                        if (delta := reply.add(decode_event(event))) is not None:
+                            yield delta
+                        elif reply.done:
+                            break
+                if reply.done:
+                    await drain(pieces)
+        except LLMError as error:
+            if reply.begun or isinstance(error, MalformedResponse):
+                error.billed = True
+            raise
         if not reply.done:
             raise cut(self.server, headers)
         finished = reply.response(request, asked)

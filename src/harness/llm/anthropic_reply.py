@@ -124,6 +124,11 @@ class Assembly:
     _explanation: str = ""
     _blocks: dict[int, _Block] = field(default_factory=dict[int, _Block])
 
+    @property
+    def begun(self) -> bool:
+        """Whether the provider has begun to reply, and bills it."""
+        return bool(self.response_id or self._blocks)
+
     def add(self, event: StreamEvent) -> TextDelta | ReasoningDelta | None:
         """Take one event in and return what a viewer may see of it.
 
@@ -192,7 +197,8 @@ class Assembly:
             MalformedResponse: the provider never said why the reply ended.
         """
         if not self._finish:
-            raise MalformedResponse("the provider's stream ended before the reply was complete", transient=True)
+            text = "the provider's stream ended before the reply was complete"
+            raise MalformedResponse(text, transient=True, billed=True)
         finish = finish_reason(self._finish)
         ended_well = finish in ("stop", "tool_calls")  # half a reply's calls are never acted on, nor is it gone on with
         digest = asked.digest if ended_well else None

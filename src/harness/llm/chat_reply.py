@@ -16,6 +16,9 @@ from harness.messages import Part, Reasoning, Text, ToolCall
 MAX_REPLY_BYTES = 50_000_000
 DONE = b"[DONE]"
 
+UNREADABLE_CALL = "tool_use_failed"
+"""The code of an error with which a server tells that the model wrote a tool call it could not read."""
+
 TRANSIENT_STATUSES = frozenset({408, 409, 429})
 
 
@@ -136,6 +139,11 @@ class Assembly:
     _details: list[object] = field(default_factory=list[object])
     _calls: list[_Call] = field(default_factory=list[_Call])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model has said nothing yet."""
+        return not (self._text or self._reasoning or self._refusal or self._details or self._calls)
+
     def add(self, chunk: Chunk) -> TextDelta | ReasoningDelta | None:
         """Take one chunk in and return what a viewer may see of it.
 
@@ -204,7 +212,8 @@ class Assembly:
             MalformedResponse: the provider never said that the reply ended.
         """
         if not self.finish:
-            raise MalformedResponse("the provider's stream ended before the reply was complete", transient=True)
+            text = "the provider's stream ended before the reply was complete"
+            raise MalformedResponse(text, transient=True, billed=True)
         finish = finish_reason(self.finish)
         text = clean("".join(self._refusal or self._text))
         if self._refusal:
@@ -233,6 +242,11 @@ class Assembly:
         return (Reasoning(text, {"reasoning_details": self._details} if self._details else None),)
 
 
+def body_text(body: object) -> str:
+    """Return the body of an error as text, whatever was made of it."""
+    return body if isinstance(body, str) else msgspec.json.encode(body).decode()
+
+
 class _Error(msgspec.Struct):
     message: str = ""
     code: int | str | None = None
@@ -247,5 +261,7 @@ def _stream_error(body: object) -> LLMError:
         error = _Error(str(body)[:300])
     text = f"the provider broke off the reply: {error.message or error.type or 'no reason given'}"
     if isinstance(error.code, int) and 400 <= error.code < 600:
-        return LLMHTTPError(text, status=error.code, transient=is_transient(error.code))
+        return LLMHTTPError(text, status=error.code, transient=is_transient(error.code), body=body_text(body))
+    if error.code == UNREADABLE_CALL:
+        return MalformedResponse(text, transient=True, billed=True)
     return LLMError(text, transient="invalid" not in str(error.type))

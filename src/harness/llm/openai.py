@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, cast
 import msgspec
 
 from harness.budget import Usage
-from harness.errors import ConfigError, MissingExtra
-from harness.llm.base import LLM, LLMDelta, LLMRequest, ResponseDone
-from harness.llm.chat_reply import DONE, Assembly, decode_chunk, events
+from harness.errors import ConfigError, LLMError, LLMHTTPError, MalformedResponse, MissingExtra
+from harness.llm.abilities import ServerAbilities
+from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ResponseDone, closing
+from harness.llm.chat_reply import DONE, UNREADABLE_CALL, Assembly, body_text, decode_chunk, events
 from harness.llm.chat_request import Wire, chat_body
 from harness.llm.images import without_images
 from harness.llm.prices import CostFunction, whole
-from harness.llm.schema import SchemaLLM
+from harness.llm.replies import USE_THE_INTERFACE
 from harness.llm.sdk import (
     Clients,
     LastUsage,
@@ -30,6 +31,7 @@ from harness.llm.sdk import (
     translated,
 )
 from harness.llm.text import TextReActLLM
+from harness.messages import ToolCall
 
 if TYPE_CHECKING:
     from openai import AsyncAPIResponse, AsyncOpenAI
@@ -42,14 +44,19 @@ class OpenAILLM:
 
     One attempt per call: retries are the driver's. Concurrent runs may share one object.
 
+    A server that answers that it does not take a part of a request (tools, a JSON schema, images, ``stream_options``,
+    a setting) is asked again at once without that part, which is left out from then on; a warning says so. Tool calls
+    are then made as text.
+
     Args:
         model: the model's name.
         api_key: the key; None takes ``OPENAI_API_KEY``. A server at another ``base_url`` may need none.
         base_url: the server's address, as ``http://127.0.0.1:8080/v1``; None takes ``OPENAI_BASE_URL``, else OpenAI.
         request_timeout_seconds: seconds to wait for a connection, for the first byte and for each next one.
         cost_fn: given the tokens of a call, returns its price in dollars, or None where it does not know.
-        tool_calls: ``native`` uses the protocol's tool calls. ``text`` has the model write its calls as JSON that the
-            server holds to a schema, one call a step: for models and servers that are weak at native ones.
+        tool_calls: ``native`` uses the protocol's tool calls where the server has them. ``text`` has the model write
+            its calls as JSON that the server holds to a schema, one call a step: for models and servers that are weak
+            at native ones.
         images: whether the model sees images; False shows it ``[image]`` in their place.
 
     Raises:
@@ -75,9 +82,7 @@ class OpenAILLM:
             raise ConfigError(f"OpenAILLM(tool_calls=) must be 'native' or 'text', not {tool_calls!r}")
         server = Server(OPENAI, api_key=api_key, base_url=base_url, timeout_s=request_timeout_seconds)
         self._chat = _ChatCompletions(model, server, cost_fn)
-        self._llm: LLM = self._chat if tool_calls == "native" else TextReActLLM(self._chat, parallel_calls=False)
-        # Apart from the others, so that their tokens pass through one generator less.
-        self._schemed: LLM = SchemaLLM(self._chat) if tool_calls == "native" else self._llm
+        self._only_text = tool_calls == "text"
         self._images = images
         self.name = model
         self.provider = self._chat.provider
@@ -91,7 +96,9 @@ class OpenAILLM:
         """Make one call and yield its deltas."""
         if not self._images:
             request = without_images(request)
-        return (self._llm if request.response_schema is None else self._schemed).stream(request)
+        chat = self._chat
+        as_text = self._only_text or (request.tools and "tools" in chat.abilities.missing)
+        return (chat.as_text if as_text else chat).stream(request)
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Price a call beforehand, in micro-dollars: ``cost_fn``, then the price list; None where neither knows."""
@@ -106,7 +113,12 @@ class OpenAILLM:
 
 
 class _ChatCompletions:
-    """The protocol itself, with native tool calls."""
+    """The protocol itself, with native tool calls where the server has them.
+
+    Attributes:
+        abilities: what the server was found not to take.
+        as_text: the same with tool calls as text.
+    """
 
     def __init__(self, model: str, server: Server, cost_fn: CostFunction | None) -> None:
         self.name = model
@@ -114,28 +126,60 @@ class _ChatCompletions:
         self.server = server
         self.meter = Meter(model, server, cost_fn)
         self.clients = Clients(lambda: make_client(server))
+        self.abilities = ServerAbilities(model, server.provider)
+        self.as_text: LLM = TextReActLLM(self, parallel_calls=False)
 
     async def stream(self, request: LLMRequest, /) -> AsyncGenerator[LLMDelta]:
-        """Make one call and yield its deltas."""
-        body = chat_body(request, self.name, is_openai=self.server.is_own)
-        reply = Assembly()
-        done = False
-        async with self._post(body) as response:
-            headers = response.headers
-            pieces = response.iter_bytes()
-            async with aclosing(events(pieces)) as received:
-                async for event in received:
-                    if event == DONE:
-                        done = True
-                    elif (delta := reply.add(decode_chunk(event))) is not None:
-                        yield delta
-            if done:
-                await drain(pieces)
-        if not done:
-            raise cut(self.server, headers)
-        finished = reply.response(request)
-        usage = await self.meter.charge(read_usage(reply.usage), reply.model, headers)
-        yield ResponseDone(msgspec.structs.replace(finished, usage=usage))
+        """Make one call and yield its deltas.
+
+        A request that is refused for a part of it is sent again without that part: it was not worked on, and there
+        are only so many parts.
+        """
+        missing = self.abilities.missing
+        while not (request.tools and "tools" in missing):
+            asked = without_images(request) if "images" in missing else request
+            body = chat_body(asked, self.name, is_openai=self.server.is_own, missing=missing)
+            reply = Assembly()
+            done = False
+            try:
+                async with self._post(body) as response:
+                    headers = response.headers
+                    pieces = response.iter_bytes()
+                    async with aclosing(events(pieces)) as received:
+                        async for event in received:
+                            if event == DONE:
+                                done = True
+                            elif (delta := reply.add(decode_chunk(event))) is not None:
+                                yield delta
+                    if done:
+                        await drain(pieces)
+            except LLMError as error:
+                if isinstance(error, LLMHTTPError) and reply.is_empty and self.abilities.learn(error, body):
+                    missing = self.abilities.missing
+                    continue
+                if isinstance(error, LLMHTTPError) and UNREADABLE_CALL in error.body:
+                    raise MalformedResponse(str(error), transient=True, billed=True) from None
+                if not reply.is_empty or isinstance(error, MalformedResponse):
+                    error.billed = True
+                raise
+            if not done:
+                raise cut(self.server, headers)
+            finished = reply.response(request)
+            if request.tools:
+                self._learn_from(finished)
+            usage = await self.meter.charge(read_usage(reply.usage), reply.model, headers)
+            yield ResponseDone(msgspec.structs.replace(finished, usage=usage))
+            return
+        async with closing(self.as_text.stream(request)) as stream:
+            async for delta in stream:
+                yield delta
+
+    def _learn_from(self, reply: LLMResponse) -> None:
+        """Notice whether a model makes native calls: one that has made none and writes them as text cannot."""
+        if any(isinstance(part, ToolCall) for part in reply.parts):
+            self.abilities.calls_tools = True
+        elif reply.malformed == USE_THE_INTERFACE and not self.abilities.calls_tools:
+            self.abilities.lose("tools", "it wrote one as text")
 
     @asynccontextmanager
     async def _post(self, body: Wire) -> AsyncGenerator[AsyncAPIResponse[object]]:
@@ -219,8 +263,9 @@ class _ErrorBody(msgspec.Struct):
 
 def _said(body: object) -> Said:
     """Read the body of an HTTP error."""
+    whole = body_text(body)
     try:
         error = msgspec.convert(body, _ErrorBody)
     except msgspec.ValidationError:
-        return plain_body(body)
-    return Said(error.message, refused=error.code == "content_filter")
+        return plain_body(body)._replace(whole=whole)
+    return Said(error.message or whole, refused=error.code == "content_filter", whole=whole)

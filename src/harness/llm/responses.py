@@ -186,8 +186,9 @@ class _Responses:
                     if reply.answer is None:
                         raise cut(self.server, headers)
                     await drain(pieces)
-        except LLMHTTPError as error:
-            if not response_id or error.status != NOT_STREAMED:
+        except LLMError as error:
+            error.billed = error.billed or reply.response_id != ""
+            if not response_id or not isinstance(error, LLMHTTPError) or error.status != NOT_STREAMED:
                 raise
         pause_s = POLL_S
         while (answer := reply.answer) is None:
@@ -271,7 +272,8 @@ class _Responses:
         """
         begun = False
         try:
-            async with asyncio.timeout(self.server.timeout_s) as limit, call as response:
+            # A little longer than a connection may take: whatever has taken this long was sent.
+            async with asyncio.timeout(self.server.timeout_s * 1.2) as limit, call as response:
                 limit.reschedule(None)
                 begun = True
                 yield response
@@ -279,7 +281,7 @@ class _Responses:
             if begun:
                 raise
             text = f"{self.provider} sent nothing for {self.server.timeout_s:g} s"
-            raise LLMError(text, transient=True) from None
+            raise LLMError(text, transient=True, billed=True) from None
 
     @contextmanager
     def _or_lost(self, response_id: str) -> Generator[None]:

@@ -161,16 +161,17 @@ class SdkErrors(NamedTuple):
     """The exceptions of an SDK that mean the same in each."""
 
     status: type[openai.APIStatusError | anthropic.APIStatusError]
-    timeout: type[openai.APITimeoutError | anthropic.APITimeoutError]
+    timeout: type[Exception]
     connection: type[openai.APIConnectionError | anthropic.APIConnectionError]
     any: type[openai.OpenAIError | anthropic.AnthropicError]
 
 
 class Said(NamedTuple):
-    """What the body of an HTTP error says: a text, and whether the request was refused for what it asks."""
+    """What the body of an HTTP error says: a text, whether the request was refused for what it asks, and all of it."""
 
     text: str
     refused: bool = False
+    whole: str = ""
 
 
 @contextmanager
@@ -188,19 +189,27 @@ def translated(server: Server, errors: SdkErrors, read_body: Callable[[object], 
         yield
     except errors.status as error:
         raise _status_error(server, error.status_code, read_body(error.body), error.response.headers) from None
-    except (errors.timeout, httpx2.TimeoutException):
+    except (errors.timeout, httpx2.TimeoutException) as error:
         text = f"{server.provider} sent nothing for {server.timeout_s:g} s"
-        raise LLMError(text, transient=True) from None
+        raise LLMError(text, transient=True, billed=_was_sent(error)) from None
     except errors.connection as error:
         text = f"cannot reach the model at {server.base_url!r}: {error.__cause__ or error}"
-        raise LLMError(text, transient=True) from None
+        raise LLMError(text, transient=True, billed=_was_sent(error)) from None
     except errors.any as error:
         raise LLMError(f"the {server.service.name} SDK refused the call: {error}") from None
     except httpx2.DecodingError as error:
-        raise MalformedResponse(f"the reply's bytes cannot be decoded: {error}", transient=True) from None
+        raise MalformedResponse(f"the reply's bytes cannot be decoded: {error}", transient=True, billed=True) from None
     except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
         text = f"the connection to {server.provider} broke while the reply arrived: {error or type(error).__name__}"
-        raise LLMError(text, transient=True) from None
+        raise LLMError(text, transient=True, billed=True) from None
+
+
+def _was_sent(error: Exception) -> bool:
+    """Say whether a request was on its way when its connection failed: then its answer may have been worked on."""
+    import httpx2
+
+    cause = error.__cause__ or error
+    return isinstance(cause, (httpx2.ReadTimeout, httpx2.ReadError, httpx2.RemoteProtocolError))
 
 
 _HINTS = {
@@ -220,7 +229,7 @@ def _status_error(server: Server, status: int, said: Said, headers: Mapping[str,
     if said.refused:
         return LLMRefused(text)
     wait_s = retry_after_s(headers)
-    return LLMHTTPError(text, status=status, transient=is_transient(status), retry_after_s=wait_s)
+    return LLMHTTPError(text, status=status, transient=is_transient(status), retry_after_s=wait_s, body=said.whole)
 
 
 def plain_body(body: object) -> Said:
@@ -271,9 +280,10 @@ def cut(server: Server, headers: Mapping[str, str]) -> MalformedResponse:
     if "html" in content_type or "application/json" in content_type:
         return MalformedResponse(
             f"the server answered with {content_type!r} and no event stream; check that base_url names "
-            f"{server.service.api}"
+            f"{server.service.api}",
+            billed="html" not in content_type,
         )
-    return MalformedResponse("the provider's stream ended before the reply was complete", transient=True)
+    return MalformedResponse("the provider's stream ended before the reply was complete", transient=True, billed=True)
 
 
 class LastUsage(CallUsage):
