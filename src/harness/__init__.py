@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         LLMError,
         LLMHTTPError,
         LLMRefused,
+        LLMUnavailable,
         MalformedResponse,
         MissingExtra,
         OwnershipLost,
@@ -46,8 +47,13 @@ if TYPE_CHECKING:
     from harness.host import maybe_resume_key
     from harness.llm.anthropic import AnthropicLLM
     from harness.llm.base import LLM
+    from harness.llm.breaker import CircuitBreaker
+    from harness.llm.fallback import FallbackLLM
+    from harness.llm.governed import GovernedLLM
     from harness.llm.openai import OpenAILLM
+    from harness.llm.rate import RateLimit
     from harness.llm.responses import OpenAIResponsesLLM
+    from harness.llm.routing import RoutingLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
@@ -82,6 +88,7 @@ _HOME = {
         "LLMError",
         "LLMHTTPError",
         "LLMRefused",
+        "LLMUnavailable",
         "MalformedResponse",
         "MissingExtra",
         "OwnershipLost",
@@ -97,8 +104,13 @@ _HOME = {
     "harness.host": ("maybe_resume_key",),
     "harness.llm.anthropic": ("AnthropicLLM",),
     "harness.llm.base": ("LLM",),
+    "harness.llm.breaker": ("CircuitBreaker",),
+    "harness.llm.fallback": ("FallbackLLM",),
+    "harness.llm.governed": ("GovernedLLM",),
     "harness.llm.openai": ("OpenAILLM",),
+    "harness.llm.rate": ("RateLimit",),
     "harness.llm.responses": ("OpenAIResponsesLLM",),
+    "harness.llm.routing": ("RoutingLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
@@ -125,14 +137,17 @@ __all__ = [
     "CheckpointCorrupt",
     "CheckpointError",
     "CheckpointStore",
+    "CircuitBreaker",
     "ConfigChanged",
     "ConfigError",
     "Entry",
     "Event",
     "EventType",
     "Failed",
+    "FallbackLLM",
     "FileCheckpointStore",
     "Finished",
+    "GovernedLLM",
     "GuardrailConfig",
     "HarnessError",
     "Image",
@@ -141,6 +156,7 @@ __all__ = [
     "LLMHTTPError",
     "LLMRefused",
     "LLMSettings",
+    "LLMUnavailable",
     "MalformedResponse",
     "MemoryCheckpointStore",
     "Message",
@@ -152,8 +168,10 @@ __all__ = [
     "Parked",
     "Plan",
     "PlanError",
+    "RateLimit",
     "RecordTooNew",
     "Replay",
+    "RoutingLLM",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",

@@ -3,7 +3,7 @@
 HarnessError
  + ConfigError (ValueError)      wrong wiring: raised when built, never mid-run
  + MissingExtra (ImportError)    names the exact pip command
- + LLMError                      + LLMHTTPError  + LLMRefused  + MalformedResponse
+ + LLMError                      + LLMHTTPError  + LLMRefused  + LLMUnavailable  + MalformedResponse
  + ToolError                     a tool raises it: its text goes to the model
  + PlanError (ValueError)        a plan's shape is wrong, or it names an agent that is not there
  + CheckpointError               + CheckpointConflict  + OwnershipLost  + RunNotFound (KeyError)
@@ -98,6 +98,18 @@ class LLMHTTPError(LLMError):
 
 class LLMRefused(LLMError):
     """The provider or the model refused to answer (a content filter, a policy)."""
+
+
+class LLMUnavailable(LLMError):
+    """The model counts as down, so the call was not sent; it may be later.
+
+    Args:
+        message: what happened, in one sentence.
+        retry_after_s: seconds until the model is tried again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, transient=True, retry_after_s=retry_after_s)
 
 
 class MalformedResponse(LLMError):

@@ -230,7 +230,7 @@ class Launcher:
             if state.over is None:
                 cancelled = RunCancelled(reason, state.steps, msgspec.structs.replace(state.spent), mail.id)
                 await store.append(run_id, state.seq, [cancelled], owner=owner)
-                await cancel_responses(state, lambda scope, purpose: self._wirings.of(scope.agent_id).model(purpose))
+                await cancel_responses(state, lambda scope, purpose: self._wirings.of(scope.agent_id).llm_for(purpose))
             await store.discard_mail(run_id, [mail.id for mail in await store.inbox(run_id)])
         finally:
             await store.release(owner)

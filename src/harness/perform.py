@@ -32,6 +32,7 @@ from harness.llm.base import (
     ResponseDone,
     ResponseStarted,
     TextDelta,
+    Turn,
 )
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import (
@@ -83,6 +84,7 @@ class Workbench:
         config: agent, tools' specs, limits.
         llm: the agent's model.
         llms: the models that are asked instead of it, by purpose.
+        takes_turns: whether calls of one of them may have to wait for their turn.
         tools: the tools, by name.
         store: where large results go.
         log: who watches.
@@ -105,6 +107,7 @@ class Workbench:
     store: CheckpointStore
     log: RunLog
     deps: object
+    takes_turns: bool = False
     clock: Callable[[], float] = float
     now: Callable[[], float] = float
     wall_end: float = INFINITY
@@ -118,8 +121,8 @@ class Workbench:
         self.agent = self.config.agent
         self.specs = tuple(self.config.tools.values())
 
-    def model(self, purpose: LLMPurpose) -> LLM:
-        """Return the model that is asked for something."""
+    def llm_for(self, purpose: LLMPurpose) -> LLM:
+        """Return the model that is asked for a purpose."""
         return self.llm if purpose == "step" else self.llms.get(purpose, self.llm)
 
 
@@ -130,14 +133,14 @@ def backoff_s(attempt: int, asked_s: float | None) -> float:
         attempt: the attempt that failed, from 1.
         asked_s: seconds from a ``Retry-After``, if there was one; absurd values are cut to a minute.
     """
-    chosen = random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2**attempt))
+    chosen = random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** min(attempt, 10)))
     return chosen if asked_s is None else min(MAX_BACKOFF_S, max(asked_s, 0.0) + chosen / 10)
 
 
 async def call_llm(
-    bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
+    bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog, turn: Turn | None = None
 ) -> LLMFinished | LLMFailed | LLMDetached:
-    """Make one model call, or go on listening to one, and return what came of it."""
+    """Make one model call, in its turn where it has one, or go on listening to one; return what came of it."""
     is_step, accepted = start.purpose == "step", start.response_id
     if bench.now() >= bench.wall_end:
         kind = LLMDetached if accepted else LLMFailed
@@ -149,15 +152,20 @@ async def call_llm(
     response: LLMResponse | None = None
     shown = heard = writing = False
     settings = request.settings
-    llm = bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)
+    llm = bench.llm_for(start.purpose)
     if accepted:
         if why := _cannot_take_up(llm, scope):
             return lost(start, bench.clock(), why)
         request = msgspec.structs.replace(request, reattach=accepted)
     stream: AsyncIterator[LLMDelta] | None = None
     try:
-        stream = llm.stream(request)
-        deadline = watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
+        stream = (llm if turn is None else turn).stream(request)
+        deadline = watchdog.start(
+            settings.call_timeout_s,
+            silence_s=settings.silence_timeout_s,
+            first_s=settings.first_byte_timeout_s,
+            until=bench.wall_end,
+        )
         async for delta in stream:
             watchdog.seen = heard = True
             if type(delta) is not TextDelta:  # most are
@@ -337,7 +345,7 @@ def _llm_failure(
         tried: how often the answer was listened for in vain, this time included.
     """
     asked: float | None = None
-    refused = False
+    refused, heard = False, answered
     if isinstance(error, asyncio.CancelledError):
         if watchdog.caught():
             transient, text = True, "no reply within its deadline"
@@ -368,6 +376,8 @@ def _llm_failure(
         refused,
         start.reserved.as_usage(priced=start.priced) if answered else Usage(),
         answered and start.reserved.input_tokens > 0,
+        start.model,
+        heard,
     )
 
 

@@ -155,8 +155,9 @@ def start_call(
         if run.reserved.output_tokens:
             return [Wait(scope.scope)]
         max_output = held.output_tokens
+    priced = price is not None and (held.cost_microusd > 0 or price(0, 0) is not None)
     return [
-        LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, price is not None)
+        LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, priced)
     ]  # fmt: skip
 
 
