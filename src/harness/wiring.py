@@ -25,7 +25,7 @@ from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
 from harness.strategies.base import Member, RunConfig
 from harness.stream import RunLog
 from harness.tools import definition_hash
-from harness.tools.base import Tool
+from harness.tools.base import Tool, ToolSpec
 from harness.tools.delegate import DelegateTool
 from harness.working_memory import TokenCounter, chars_over_four
 
@@ -106,9 +106,9 @@ class Wiring:
         self._takes_turns = any(isinstance(model, TakesTurns) for model in (llm, *llms.values()))
         specs = {name: tool.spec for name, tool in tools.items()}
         count = counter_of(agent)
-        overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
+        overhead = count(agent.system_prompt) + sum(count(_as_told(spec)) for spec in specs.values())
         gate = gate_of(agent, specs, people.policy, limits.max_total_cost_usd)
-        gated = gate is not None or people.are_here or people.approve_plans
+        gated = gate is not None or people.are_here or people.approve_plans or limits.on_limit == "ask"
         self.config = RunConfig(
             agent,
             specs,
@@ -215,6 +215,7 @@ class Wirings:
         """Return what signs answers in a run; None where nothing in it is gated."""
         agents = {agent_id, *self.others(agent_id)}
         gated = self.people.are_here or (agent_id == COORDINATOR and self.people.approve_plans)
+        gated = gated or self.limits.on_limit == "ask"
         if gated or any(self.of(agent).config.gate is not None for agent in agents):
             return self.people.seal
         return None
@@ -262,6 +263,11 @@ class Wirings:
 
     def _member(self, agent: AgentConfig) -> Member:
         return Member(agent, counter_of(agent), tuple(self._tools.of_agent(agent)))
+
+
+def _as_told(spec: ToolSpec) -> str:
+    """Return a tool's definition as text, without what no model is told."""
+    return str(msgspec.to_builtins(msgspec.structs.replace(spec, workspace="", untrusted=False)))
 
 
 def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:
