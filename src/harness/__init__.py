@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from harness.llm.governed import GovernedLLM
     from harness.llm.openai import OpenAILLM
     from harness.llm.rate import RateLimit
+    from harness.llm.responses import OpenAIResponsesLLM
     from harness.llm.routing import RoutingLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
@@ -108,6 +109,7 @@ _HOME = {
     "harness.llm.governed": ("GovernedLLM",),
     "harness.llm.openai": ("OpenAILLM",),
     "harness.llm.rate": ("RateLimit",),
+    "harness.llm.responses": ("OpenAIResponsesLLM",),
     "harness.llm.routing": ("RoutingLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
@@ -161,6 +163,7 @@ __all__ = [
     "MissingExtra",
     "NotDone",
     "OpenAILLM",
+    "OpenAIResponsesLLM",
     "OwnershipLost",
     "Parked",
     "Plan",

@@ -679,6 +679,12 @@ def _llm_failed(told: Projection, entry: r.Entry, record: r.LLMFailed) -> Sequen
     return (Warned(*_common(told, entry, record.scope), text=text),)
 
 
+def _llm_detached(told: Projection, entry: r.Entry, record: r.LLMDetached) -> Sequence[Event]:
+    later = "again" if record.transient else "when the run is resumed"
+    text = f"the connection to a model call broke: {record.error}; its response goes on, and is taken up {later}"
+    return (Warned(*_common(told, entry, record.scope), text=text),)
+
+
 def _noted(told: Projection, entry: r.Entry, record: r.Noted) -> Sequence[Event]:
     return (Warned(*_common(told, entry, record.scope), text=record.text),)
 
@@ -802,6 +808,7 @@ _SHOW = cast(
         r.Synthesised: _synthesised,
         r.LLMFinished: _llm_finished,
         r.LLMFailed: _llm_failed,
+        r.LLMDetached: _llm_detached,
         r.ToolFinished: _tool_finished,
         r.Noted: _noted,
         r.ApprovalRequested: _approval_requested,

@@ -22,6 +22,7 @@ from harness.errors import CheckpointError, ConfigChanged, ConfigError, Ownershi
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
+from harness.perform import cancel_responses
 from harness.plan import Plan
 from harness.raising import overtaken
 from harness.records import (
@@ -230,6 +231,7 @@ class Launcher:
             if state.over is None:
                 cancelled = RunCancelled(reason, state.steps, msgspec.structs.replace(state.spent), mail.id)
                 await store.append(run_id, state.seq, [cancelled], owner=owner)
+                await cancel_responses(state, lambda scope, purpose: self._wirings.of(scope.agent_id).llm_for(purpose))
             await store.discard_mail(run_id, [mail.id for mail in await store.inbox(run_id)])
         finally:
             await store.release(owner)

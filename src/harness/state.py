@@ -191,7 +191,9 @@ class ScopeState:
         step: the step the scope is in, from 1.
         step_base: the step the limits count from; moves when a failed run is reopened.
         phase: what the scope waits for.
-        llm: the model call in flight in this epoch.
+        llm: the model call that has no outcome: in flight, or detached.
+        accepted: the provider's word that it goes on with that call whether or not anybody listens.
+        detached: why nobody does; None where the call is in flight.
         failure: the last failed attempt at the next model call.
         failures: failed attempts at the next model call in this epoch or since it was reopened.
         pausing, waited: the pause after a failed attempt is running, is over (never journaled).
@@ -210,6 +212,7 @@ class ScopeState:
     """
 
     __slots__ = (
+        "accepted",
         "agent_id",
         "answer",
         "asked",
@@ -217,6 +220,7 @@ class ScopeState:
         "calibration",
         "calls",
         "compaction_failed",
+        "detached",
         "exchange",
         "failure",
         "failures",
@@ -289,6 +293,8 @@ class ScopeState:
         self.step_base = 0
         self.phase: Phase = "model"
         self.llm: r.LLMStarted | None = None
+        self.accepted: r.LLMAccepted | None = None
+        self.detached: r.LLMDetached | None = None
         self.failure: r.LLMFailed | None = None
         self.failures = 0
         self.pausing = False
@@ -568,14 +574,25 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
     state.raising.asking = False
     _look_at_clock(state, at)
     for scope in state.scopes.values():
-        if (cut := scope.llm) is not None and cut.reserved.input_tokens:
-            # Its process is dead, and what the provider made of it is not known: the worst is assumed.
-            _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
-        scope.llm = None
+        cut = scope.llm
+        if cut is not None and scope.accepted is not None:
+            # The provider goes on with it: it stays what it was, and its worst case held.
+            scope.detached = r.LLMDetached(
+                cut.step, 0.0, "its process ended", True, cut.scope, cut.attempt, cut.purpose
+            )  # fmt: skip
+            held, wanted = state.reserved, cut.reserved
+            held.input_tokens += wanted.input_tokens
+            held.output_tokens += wanted.output_tokens
+            held.cost_microusd += wanted.cost_microusd
+        else:
+            if cut is not None and cut.reserved.input_tokens:
+                # Its process is dead, and what the provider made of it is not known: the worst is assumed.
+                _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
+            scope.llm = None
         scope.pausing = scope.waited = scope.asking = False
         for call in scope.calls:
             call.asking = False
-        if scope.guidance and scope.strategy == "react" and scope.phase == "model":
+        if scope.guidance and scope.strategy == "react" and scope.phase == "model" and scope.llm is None:
             _guide(scope)  # it came while the model was asked, and that call was cut
 
 
@@ -701,17 +718,35 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     scope = state.scopes[record.scope]
     scope.llm = record
     scope.waited = False
+    state.in_flight += 1
+    if record.response_id:
+        scope.detached = None
+        return  # it was counted when it was bought, and its worst case is held
     if record.attempt == 1:
         scope.failure = None
         scope.failures = 0
     state.ledger.llm_calls += 1
-    state.in_flight += 1
     held, wanted = state.reserved, record.reserved
     held.input_tokens += wanted.input_tokens
     held.output_tokens += wanted.output_tokens
     held.cost_microusd += wanted.cost_microusd
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
+
+
+def _llm_accepted(state: RunState, record: r.LLMAccepted, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    if scope.llm is not None:
+        scope.accepted = record
+
+
+def _llm_detached(state: RunState, record: r.LLMDetached, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    _clock(state.ledger, record.clock_s)
+    if scope.accepted is not None and scope.detached is None:
+        scope.detached = record
+        scope.failures += 1
+        state.in_flight -= 1
 
 
 def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
@@ -771,6 +806,10 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
         held.input_tokens -= had.input_tokens
         held.output_tokens -= had.output_tokens
         held.cost_microusd -= had.cost_microusd
+    if scope.accepted is not None:
+        if scope.detached is not None:
+            state.in_flight += 1  # it had been taken off when nobody listened any more
+        scope.accepted = scope.detached = None
     return started
 
 
@@ -1087,6 +1126,8 @@ _APPLY = cast(
         r.TaskSkipped: _task_skipped,
         r.Synthesised: _synthesised,
         r.LLMStarted: _llm_started,
+        r.LLMAccepted: _llm_accepted,
+        r.LLMDetached: _llm_detached,
         r.LLMFailed: _llm_failed,
         r.LLMFinished: _llm_finished,
         r.ToolStarted: _tool_started,

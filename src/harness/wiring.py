@@ -128,6 +128,10 @@ class Wiring:
         )
         self.fingerprints = fingerprints(agent, specs, llm)
 
+    def llm_for(self, purpose: LLMPurpose) -> LLM:
+        """Return the model that is asked for something."""
+        return self._llm if purpose == "step" else self._llms.get(purpose, self._llm)
+
     def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
         """Build what a driver performs this agent's calls with."""
         return Workbench(

@@ -39,7 +39,7 @@ class LLMTable(Strict):
 
     model: str | None = None
     base_url: str | None = None
-    protocol: Literal["native", "text"] | None = None
+    protocol: Literal["native", "text", "responses", "background"] | None = None
     api_key_env: str | None = None
     classifier: SiteTable | None = None
     router: SiteTable | None = None

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from harness.errors import ConfigError
-from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone, closing
+from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ResponseDone, TextDelta, closing
 from harness.llm.complete import CompleteLLM, Completes
 from harness.llm.replies import holds_tool_call, split_thinking
 from harness.llm.schema import SchemaLLM
@@ -49,7 +49,7 @@ class TextReActLLM:
             async for delta in stream:
                 if isinstance(delta, ResponseDone):
                     yield ResponseDone(self._read(request, delta.response))
-                elif view is None or isinstance(delta, ReasoningDelta):
+                elif view is None or not isinstance(delta, TextDelta):
                     yield delta
                 else:
                     for seen in view.feed(delta.text):

@@ -18,8 +18,10 @@ from harness.budget import (
     Price,
     Reservation,
     Spent,
+    Usage,
     exceeded,
     reserve,
+    wall_is_over,
 )
 from harness.records import (
     BUDGET,
@@ -207,6 +209,42 @@ def start_call(
     ]  # fmt: skip
 
 
+def take_up(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
+    """Listen again to a call that the provider goes on with; it is paid for, and no other is bought.
+
+    Where that fails for good, an agent's step at the root of a run ends the run and leaves the call as it is: it is
+    taken up when the run is resumed. Elsewhere the work goes on without it, and it counts as lost.
+    """
+    call, accepted, broken = scope.llm, scope.accepted, scope.detached
+    if call is None or accepted is None or broken is None or scope.pausing:
+        return ()
+    if limit := wall_is_over(run.spent, limits_of(run, config)):
+        return out_of_budget(scope, run, config, limit)
+    if not broken.transient or scope.failures >= config.agent.max_llm_attempts:
+        if call.purpose == "step" and not scope.scope:
+            text = f"the model call was cut: {broken.error}; its response goes on at the provider: resume to take it up"
+            return [fail_run(run, "llm", text)]
+        return [lost(call, 0.0, broken.error, transient=broken.transient)]
+    if broken.retry_in_s and not scope.waited:
+        return [Pause(scope.scope, broken.retry_in_s)]
+    return [msgspec.structs.replace(call, response_id=accepted.response_id)]
+
+
+def lost(call: LLMStarted, clock_s: float, error: str, *, transient: bool = True) -> LLMFailed:
+    """Give up a call that the provider has accepted: the worst is assumed of what it used."""
+    return LLMFailed(
+        call.step,
+        clock_s,
+        error,
+        transient,
+        call.scope,
+        call.attempt,
+        call.purpose,
+        usage=call.reserved.as_usage(priced=call.priced) if call.reserved.input_tokens else Usage(),
+        estimated=call.reserved.input_tokens > 0,
+    )
+
+
 def fail_run(run: RunState, reason: FailureReason, error: str) -> RunFailed:
     """End the run without an answer; open scopes stay as they are, for a resume."""
     return RunFailed(reason, error, run.steps, msgspec.structs.replace(run.spent), partial_answer(run), shares(run))
@@ -250,7 +288,7 @@ def ask(
         What to do, or the failure where no attempt is left.
     """
     if scope.llm is not None or scope.pausing:
-        return ()
+        return take_up(scope, run, config) if scope.detached is not None else ()
     if limit := exceeded(run.spent, limits_of(run, config)):
         return out_of_budget(scope, run, config, limit)
     failure = scope.failure

@@ -37,6 +37,7 @@ from harness.strategies.base import (
     out_of_budget,
     parent_of,
     start_call,
+    take_up,
 )
 from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome
 from harness.tools.base import ToolSpec, task_of
@@ -59,7 +60,7 @@ def react(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]
 
 def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     if scope.llm is not None or scope.pausing:
-        return ()
+        return take_up(scope, run, config) if scope.detached is not None else ()
     agent = config.agent
     if limit := wall_is_over(run.spent, config.limits if not run.raises else limits_of(run, config)):
         return out_of_budget(scope, run, config, limit)
