@@ -65,7 +65,8 @@ class ActiveRun:
         self._owner = owner
         self._lease_s = lease_s
         self._claimed_at = claimed_at
-        self._state = state
+        limited = wirings.limited()
+        self._state = fold(state.run_id, entries, limited) if limited else state
         self._opening = opening
         self._wirings = wirings
         self._interest = 0
@@ -244,7 +245,7 @@ class ActiveRun:
         entries = [entry async for entry in self._store.read(self.run_id)]
         for entry in entries[len(self.log.entries) :]:
             self.log.publish([entry.record], entry.at)
-        self._state = fold(self.run_id, entries)
+        self._state = fold(self.run_id, entries, self._wirings.limited())
 
     def join(self) -> None:
         """Count one more consumer that wants the run to go on."""

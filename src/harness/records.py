@@ -22,7 +22,7 @@ from harness.errors import CheckpointCorrupt, RecordTooNew
 from harness.messages import Image, Message, Part
 from harness.plan import Task
 
-VERSION = 3
+VERSION = 4
 """The version of the records this release writes."""
 
 Effect: TypeAlias = Literal["read", "idempotent", "once"]

@@ -122,7 +122,7 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-_NOT_SETTINGS = frozenset({"agent_id", "system_prompt", "llm", "token_counter"})
+_NOT_SETTINGS = frozenset({"agent_id", "system_prompt", "llm", "token_counter", "limits"})
 
 
 def fingerprints(agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM) -> Fingerprints:

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Held, Spent, Usage, total
+from harness.budget import Account, Held, Reservation, Spent, Usage, total
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -21,6 +21,9 @@ Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused",
 
 TaskStatus: TypeAlias = Literal["waiting", "running", "ended", "skipped"]
 """Where a task is. What an ended one's outcome means is the strategy's to say."""
+
+Owner: TypeAlias = tuple[Literal["agent", "task"], str]
+"""Who has limits of its own: an agent, over all its work in the run; a task, with all that is delegated for it."""
 
 
 class CallState(msgspec.Struct, eq=False, gc=False):
@@ -310,6 +313,7 @@ class RunState:
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
         charges: what each call used, by call site, agent and task; what a fork's copied records had used is left out.
+        accounts: what each agent and each task that has limits of its own has used and holds.
         reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
         questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
@@ -328,6 +332,7 @@ class RunState:
 
     __slots__ = (
         "aborted",
+        "accounts",
         "agents",
         "allowed",
         "audit",
@@ -357,8 +362,9 @@ class RunState:
         "uses",
     )
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, limited: Iterable[str] = ()) -> None:
         self.run_id = run_id
+        self.accounts: dict[Owner, Account] = {("agent", agent_id): Account() for agent_id in limited}
         self.seq = 0
         self.epoch = 0
         self.process: r.ProcessId | None = None
@@ -418,9 +424,15 @@ def shares(run: RunState) -> tuple[r.Share, ...]:
     )  # fmt: skip
 
 
-def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
-    """Fold a journal from its first entry. Total: a prefix of a valid journal is valid."""
-    state = RunState(run_id)
+def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[str] = ()) -> RunState:
+    """Fold a journal from its first entry. Total: a prefix of a valid journal is valid.
+
+    Args:
+        run_id: the run.
+        entries: its journal.
+        limited: agents with limits of their own, whose use is counted apart.
+    """
+    state = RunState(run_id, limited)
     for entry in entries:  # what ``apply`` does, without a call for each
         state.seq += 1
         record = entry.record
@@ -467,6 +479,8 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
     state.parked = None
     state.ended = state.failed is not None
     state.reserved = Held()
+    for account in state.accounts.values():
+        account.held = Held()
     for scope in state.scopes.values():
         if (cut := scope.llm) is not None and cut.reserved.input_tokens:
             # Its process is dead, and what the provider made of it is not known: the worst is assumed.
@@ -500,6 +514,7 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
 def _planned(state: RunState, record: r.Planned, _at: float) -> None:
     scope = state.scopes[record.scope]
     tasks = {task.id: TaskState(task) for task in record.tasks}
+    _limit(state, record.tasks)
     begun = scope.plan.begun if scope.plan is not None else {}
     scope.plan = PlanState(tasks, record.rationale, begun)
     _settled(scope)
@@ -514,6 +529,7 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
         if needs != task.task.depends_on:
             task.task = msgspec.structs.replace(task.task, depends_on=needs)
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
+    _limit(state, record.tasks)
     plan.rationale = record.rationale
     plan.replans = record.count
     if not record.trigger_task:
@@ -528,6 +544,8 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     if not record.task_id:
         parent.calls[record.index].child = record.child
         state.ledger.tool_calls += 1
+        if state.accounts:
+            _count_tool_call(state, parent)
         return
     plan = _plan_of(parent)
     task = plan.tasks[record.task_id]
@@ -568,6 +586,35 @@ def _synthesised(state: RunState, record: r.Synthesised, _at: float) -> None:
     _settled(scope)
 
 
+def _limit(state: RunState, tasks: Iterable[Task]) -> None:
+    """Count apart what tasks with limits of their own use."""
+    for task in tasks:
+        if task.limits is not None:
+            state.accounts["task", task.id] = Account()
+
+
+def _accounts_of(state: RunState, scope: ScopeState) -> Iterable[Account]:
+    """Yield the accounts that what a scope uses is charged to. What a fork has copied is charged to none."""
+    owners: tuple[Owner, Owner] = ("agent", scope.agent_id), ("task", scope.place.task_id)
+    for owner in owners if state.ledger is state.spent else ():
+        if (account := state.accounts.get(owner)) is not None:
+            yield account
+
+
+def _count_tool_call(state: RunState, scope: ScopeState) -> None:
+    for account in _accounts_of(state, scope):
+        account.spent.tool_calls += 1
+
+
+def _hold(state: RunState, scope: ScopeState, held: Reservation, sign: int) -> None:
+    """Hold the worst case of a call against its agent's and its task's limits; let go of it with a sign of -1."""
+    for account in _accounts_of(state, scope):
+        account.held.input_tokens += sign * held.input_tokens
+        account.held.output_tokens += sign * held.output_tokens
+        account.held.cost_microusd += sign * held.cost_microusd
+        account.spent.llm_calls += sign > 0
+
+
 def _plan_of(scope: ScopeState) -> PlanState:
     assert scope.plan is not None  # a plan comes before everything that names a task
     return scope.plan
@@ -596,6 +643,8 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     held.input_tokens += wanted.input_tokens
     held.output_tokens += wanted.output_tokens
     held.cost_microusd += wanted.cost_microusd
+    if state.accounts:
+        _hold(state, scope, wanted, 1)
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -657,6 +706,8 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
         held.input_tokens -= had.input_tokens
         held.output_tokens -= had.output_tokens
         held.cost_microusd -= had.cost_microusd
+        if state.accounts:
+            _hold(state, scope, had, -1)
     return started
 
 
@@ -666,6 +717,9 @@ def _charge(
     spent = state.ledger
     spent.usage = spent.usage + usage
     spent.estimated += estimated
+    if state.accounts:
+        for account in _accounts_of(state, scope):
+            account.spent.usage = account.spent.usage + usage
     if spent is state.spent:
         key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
         charges = state.charges.get(key)
@@ -751,6 +805,8 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect
     state.ledger.tool_calls += 1
+    if state.accounts:
+        _count_tool_call(state, state.scopes[record.scope])
     for rule in record.rules:
         state.uses[rule] = state.uses.get(rule, 0) + 1
 

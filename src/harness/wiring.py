@@ -199,6 +199,11 @@ class Wirings:
                 waiting += self.of(other).config.team
         return found
 
+    def limited(self) -> list[str]:
+        """Return the agents that have limits of their own."""
+        agents = self._agents
+        return [agent_id for agent_id in agents.all_ids() if agents.get(agent_id).limits is not None]
+
     def commit_every(self, agent_id: str) -> int:
         """Return how many steps may share a commit: as many as the most careful of those at work wants."""
         agents = [*self.others(agent_id)] + ([agent_id] if agent_id != COORDINATOR else [])

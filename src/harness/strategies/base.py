@@ -9,7 +9,16 @@ import msgspec
 
 from harness.agent import AgentConfig
 from harness.approval import Gate, Seal
-from harness.budget import ASSUMED_OUTPUT_TOKENS, GuardrailConfig, Price, Reservation, exceeded, reserve
+from harness.budget import (
+    ASSUMED_OUTPUT_TOKENS,
+    Account,
+    GuardrailConfig,
+    Limits,
+    Price,
+    Reservation,
+    exceeded,
+    reserve,
+)
 from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed
 from harness.state import RunState, ScopeState, shares
 from harness.tools.base import ToolSpec
@@ -141,14 +150,76 @@ def start_call(
     if type(held) is str:
         return out_of_budget(scope, run, exceeded(run.spent, config.limits) or held)
     assert type(held) is Reservation  # the other of the two
-    lowered = held.output_tokens < (ASSUMED_OUTPUT_TOKENS if asked is None else asked)
+    most = ASSUMED_OUTPUT_TOKENS if asked is None else asked
+    lowered = held.output_tokens < most
     if lowered and run.reserved.output_tokens:
         return [Wait(scope.scope)]
+    if run.accounts:
+        fitted = _within_own_limits(scope, run, config, held, tokens=estimate, price=price)
+        if not isinstance(fitted, Reservation):
+            return [fitted]
+        held = fitted
+        lowered = held.output_tokens < most
     max_output = held.output_tokens if lowered else 0
     priced = held.cost_microusd > 0 or price is not None
     return [
         LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, priced)
     ]  # fmt: skip
+
+
+class Ceiling(msgspec.Struct, frozen=True):
+    """A limit besides the run's that a scope's calls count towards.
+
+    Attributes:
+        whose: the agent or the task that has it, in words.
+        limits: the limits.
+        account: what was used of them and is held.
+    """
+
+    whose: str
+    limits: Limits
+    account: Account
+
+
+def ceilings(scope: ScopeState, run: RunState, config: RunConfig) -> list[Ceiling]:
+    """Return the limits of a scope's agent and of the task it belongs to, where these have any of their own."""
+    found: list[Ceiling] = []
+    account = run.accounts.get(("agent", scope.agent_id))
+    if account is not None and config.agent.limits is not None:
+        found.append(Ceiling(f"agent {scope.agent_id!r}", config.agent.limits, account))
+    task_id = scope.place.task_id
+    task = run.plan.tasks.get(task_id) if task_id and run.plan is not None else None
+    account = run.accounts.get(("task", task_id))
+    if account is not None and task is not None and task.task.limits is not None:
+        found.append(Ceiling(f"task {task_id!r}", task.task.limits, account))
+    return found
+
+
+def _within_own_limits(
+    scope: ScopeState, run: RunState, config: RunConfig, held: Reservation, *, tokens: int, price: Price | None
+) -> Reservation | Step:
+    """Lower what the run has room for to what agent and task have room for; wait or end the scope where that is none.
+
+    It is waited for as long as other calls of the same agent or task hold a part of what is left.
+    """
+    for ceiling in ceilings(scope, run, config):
+        account = ceiling.account
+        fitted = reserve(
+            account.spent, account.held, ceiling.limits, tokens=tokens, output=held.output_tokens, price=price
+        )
+        if isinstance(fitted, str):
+            return Wait(scope.scope) if account.held.input_tokens else at_ceiling(scope, run, ceiling, fitted)
+        assert isinstance(fitted, Reservation)  # the other of the two
+        if fitted.output_tokens < held.output_tokens and account.held.output_tokens:
+            return Wait(scope.scope)
+        held = fitted
+    return held
+
+
+def at_ceiling(scope: ScopeState, run: RunState, ceiling: Ceiling, why: str) -> RunFailed | ScopeClosed:
+    """End one agent's work at a limit that is not the run's; the run goes on where it has other work."""
+    advice = "" if scope.scope else "; raise the limit and resume to go on"
+    return fail_scope(scope, run, "budget", f"the limit of {ceiling.whose}: {why}{advice}")
 
 
 def fail_run(run: RunState, reason: FailureReason, error: str) -> RunFailed:

@@ -32,6 +32,8 @@ from harness.strategies.base import (
     Pause,
     RunConfig,
     Step,
+    at_ceiling,
+    ceilings,
     fail_scope,
     out_of_budget,
     parent_of,
@@ -113,7 +115,7 @@ def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
 
 def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     todo: list[Step] = []
-    in_flight = 0
+    in_flight = begun = 0
     waiting: list[int] = []
     for index, call in enumerate(scope.calls):
         if call.result is not None:
@@ -137,12 +139,27 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
                 if started >= allowed:
                     return todo or out_of_budget(scope, run, f"max_tool_calls={allowed} is reached")
                 started += 1
+            if run.accounts and not (type(step) is ToolStarted and step.reconcile):
+                if full := _tools_are_used_up(scope, run, config, begun):
+                    # What is in flight or asked about is about this scope, which must be there when it is answered.
+                    waits = todo or in_flight or any(call.is_open for call in scope.calls)
+                    return todo if waits else [full]
+                begun += 1
             in_flight += 1
             if type(step) is ToolStarted:
                 for rule in step.rules:
                     uses[rule] = uses.get(rule, 0) + 1
         todo.append(step)
     return todo
+
+
+def _tools_are_used_up(scope: ScopeState, run: RunState, config: RunConfig, begun: int) -> Step | None:
+    """Return the end of the scope, where its agent or its task may start no more tools than ``begun`` just now."""
+    for ceiling in ceilings(scope, run, config):
+        most = ceiling.limits.max_tool_calls
+        if most is not None and ceiling.account.spent.tool_calls + begun >= most:
+            return at_ceiling(scope, run, ceiling, f"max_tool_calls={most} is reached")
+    return None
 
 
 def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, uses: Mapping[str, int]) -> Step | None:
