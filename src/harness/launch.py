@@ -22,7 +22,7 @@ from harness.errors import CheckpointError, ConfigChanged, ConfigError, Ownershi
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
-from harness.plan import Plan
+from harness.plan import Plan, Task
 from harness.records import (
     VERSION,
     ApprovalRequested,
@@ -37,6 +37,7 @@ from harness.records import (
     RunFinished,
     RunStarted,
     StrategyName,
+    TaskLimitsSet,
     ToolFinished,
 )
 from harness.registry import AgentRegistry, differences, differences_of_agents
@@ -314,7 +315,10 @@ class Launcher:
                     raise RunNotFound(run_id)
                 opening = self._first(start, before)
             else:
-                opening = self._again(state, state.started, strict=strict, announce=announce)
+                opening = [
+                    *self._again(state, state.started, strict=strict, announce=announce),
+                    *_other_limits(state, start),
+                ]
         except BaseException:
             await store.release(owner)
             raise
@@ -475,9 +479,22 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
     )  # fmt: skip
     if same and start.plan is not None:
         planned = next((entry.record for entry in entries if isinstance(entry.record, Planned)), None)
-        same = planned is not None and planned.tasks == tuple(start.plan.tasks)
+        same = planned is not None and _without_limits(planned.tasks) == _without_limits(start.plan.tasks)
     if not same:
         raise RunIdTaken(f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it")
+
+
+def _without_limits(tasks: Sequence[Task]) -> list[Task]:
+    return [msgspec.structs.replace(task, limits=None) for task in tasks]
+
+
+def _other_limits(state: RunState, start: Start | None) -> list[Record]:
+    """Return that tasks have other limits now, where the plan of a run that exists is given with such."""
+    if start is None or start.plan is None or state.plan is None:
+        return []
+    now = {task_id: task.task.limits for task_id, task in state.plan.tasks.items()}
+    limits = {task.id: task.limits for task in start.plan.tasks if task.id in now and task.limits != now[task.id]}
+    return [TaskLimitsSet(limits)] if limits else []
 
 
 def _goal(start: Start) -> str:

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, cast
 
 import msgspec
 
-from harness.budget import Reservation, Spent, Usage
+from harness.budget import Limits, Reservation, Spent, Usage
 from harness.errors import CheckpointCorrupt, RecordTooNew
 from harness.messages import Image, Message, Part
 from harness.plan import Task
@@ -247,6 +247,16 @@ class Replanned(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     kept: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     scope: str = ""
+
+
+class TaskLimitsSet(msgspec.Struct, frozen=True, gc=False, tag=True):
+    """Tasks of the plan in force have other limits from here on: the plan was given anew with these.
+
+    Attributes:
+        limits: by task id; None for no limits of its own.
+    """
+
+    limits: dict[str, Limits | None]
 
 
 class ScopeOpened(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -598,12 +608,15 @@ class Share(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     Attributes:
         site: ``agent``, ``summariser``, ``classifier``, ``router``, ``planner`` or ``synthesiser``.
+        active_s: seconds at work: an agent's with its model and its tools, not waiting for work it has delegated; of
+            another site its model calls. Work at the same time counts for each that does it.
     """
 
     site: Site
     usage: Usage
     agent_id: str = ""
     task_id: str = ""
+    active_s: float = 0.0
 
 
 class RunFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -681,6 +694,7 @@ Record: TypeAlias = (
     | Routed
     | Planned
     | Replanned
+    | TaskLimitsSet
     | ScopeOpened
     | ScopeClosed
     | TaskSkipped

@@ -162,13 +162,20 @@ class ScopeState:
         passes: compactions since the last step.
         compaction_failed: the last compaction could not be had.
         last_text: the last text the model gave: the best partial answer.
+        began_s: when its agent began, on the run's clock.
+        away_s: seconds since then that count as somebody else's: those of helpers, and of summaries.
+        helpers: pieces of work it has delegated that are not done.
+        helped_since_s, asked_since_s: when the first of these began; when it last asked for a word or a summary.
     """
 
     __slots__ = (
         "agent_id",
         "answer",
         "asked",
+        "asked_since_s",
         "asking",
+        "away_s",
+        "began_s",
         "calibration",
         "calls",
         "compaction_failed",
@@ -177,6 +184,8 @@ class ScopeState:
         "failures",
         "goal",
         "guidance",
+        "helped_since_s",
+        "helpers",
         "history",
         "last_text",
         "llm",
@@ -257,6 +266,8 @@ class ScopeState:
         self.passes = 0
         self.compaction_failed = False
         self.last_text = ""
+        self.began_s = self.away_s = self.helped_since_s = self.asked_since_s = 0.0
+        self.helpers = 0
 
     def _remember(self, before: r.Continued) -> None:
         """Put an earlier conversation before the goal. Its first message stays for good, as a first goal does."""
@@ -313,6 +324,7 @@ class RunState:
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
         charges: what each call used, by call site, agent and task; what a fork's copied records had used is left out.
+        seconds: how long each site, agent and task was at work, as far as that has ended.
         accounts: what each agent and each task that has limits of its own has used and holds.
         reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
@@ -354,6 +366,7 @@ class RunState:
         "reserved",
         "run_id",
         "scopes",
+        "seconds",
         "seq",
         "spent",
         "started",
@@ -378,6 +391,7 @@ class RunState:
         self.inherited = Spent()
         self.ledger = self.spent
         self.charges: dict[tuple[r.Site, str, str], list[Usage]] = {}
+        self.seconds: dict[tuple[r.Site, str, str], float] = {}
         self.reserved = Held()
         self.in_flight = 0
         self.questions: dict[str, tuple[str, int]] = {}
@@ -418,10 +432,21 @@ def open_questions(state: RunState) -> list[r.ApprovalRequested]:
 
 def shares(run: RunState) -> tuple[r.Share, ...]:
     """Return what was used so far, by call site, agent and task."""
+    seconds = dict(run.seconds)
+    for scope in run.scopes.values():
+        if scope.agent_id:
+            seconds[scope.share] = seconds.get(scope.share, 0.0) + _at_work_s(run, scope)
     return tuple(
-        r.Share(site, total(charges), agent_id, task_id)
-        for (site, agent_id, task_id), charges in run.charges.items()
-    )  # fmt: skip
+        r.Share(key[0], total(run.charges.get(key, ())), key[1], key[2], round(seconds.get(key, 0.0), 4))
+        for key in dict.fromkeys((*run.charges, *seconds))
+    )
+
+
+def _at_work_s(state: RunState, scope: ScopeState) -> float:
+    """Return for how long a scope's agent has been at work."""
+    now = state.ledger.active_s
+    away_s = scope.away_s + (now - scope.helped_since_s if scope.helpers else 0.0)
+    return max(0.0, now - scope.began_s - away_s)
 
 
 def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[str] = ()) -> RunState:
@@ -438,7 +463,7 @@ def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[str] = ()) -
         record = entry.record
         _APPLY[type(record)](state, record, entry.at)
         if state.seq == state.copied:
-            state.ledger = state.spent
+            _begin_ledger(state)
     return state
 
 
@@ -447,7 +472,15 @@ def apply(state: RunState, record: r.Record, at: float) -> None:
     state.seq += 1
     _APPLY[type(record)](state, record, at)
     if state.seq == state.copied:
-        state.ledger = state.spent
+        _begin_ledger(state)
+
+
+def _begin_ledger(state: RunState) -> None:
+    """Count from here what a fork uses itself."""
+    state.ledger = state.spent
+    state.seconds = {}
+    for scope in state.scopes.values():
+        scope.began_s = scope.away_s = scope.helped_since_s = 0.0
 
 
 def _clock(spent: Spent, clock_s: float) -> None:
@@ -508,6 +541,7 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
     scope = state.scopes[record.scope]
     strategy: r.StrategyName = "pick" if scope.strategy == "pick" else "react"
     scope.begin(scope.goal, record.tokens, agent_id=record.agent_id, strategy=strategy)
+    scope.began_s = state.ledger.active_s
     _guide(scope)
 
 
@@ -537,11 +571,26 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     _settled(scope)
 
 
+def _task_limits_set(state: RunState, record: r.TaskLimitsSet, _at: float) -> None:
+    tasks = state.plan.tasks if state.plan is not None else {}
+    for task_id, limits in record.limits.items():
+        if task_id not in tasks:
+            continue
+        tasks[task_id].task = msgspec.structs.replace(tasks[task_id].task, limits=limits)
+        if limits is not None and ("task", task_id) not in state.accounts:
+            charges = [usage for key, charged in state.charges.items() if key[2] == task_id for usage in charged]
+            state.accounts["task", task_id] = Account(Spent(total(charges), len(charges)))
+
+
 def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     child = ScopeState(record.child, record.goal, record.tokens, agent_id=record.agent_id, strategy="react")
+    child.began_s = state.ledger.active_s
     state.scopes[record.child] = child
     parent = state.scopes[record.scope]
     if not record.task_id:
+        if not parent.helpers:
+            parent.helped_since_s = child.began_s
+        parent.helpers += 1
         parent.calls[record.index].child = record.child
         state.ledger.tool_calls += 1
         if state.accounts:
@@ -560,7 +609,11 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
 def _scope_closed(state: RunState, record: r.ScopeClosed, _at: float) -> None:
     child = state.scopes.pop(record.child)
     parent = state.scopes[record.scope]
+    state.seconds[child.share] = state.seconds.get(child.share, 0.0) + _at_work_s(state, child)
     if parent.plan is None:
+        parent.helpers -= 1
+        if not parent.helpers:
+            parent.away_s += state.ledger.active_s - parent.helped_since_s
         for call in parent.calls:
             if call.child == record.child:
                 call.closed = record
@@ -645,6 +698,9 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     held.cost_microusd += wanted.cost_microusd
     if state.accounts:
         _hold(state, scope, wanted, 1)
+    if record.purpose == "step":
+        return
+    scope.asked_since_s = state.ledger.active_s
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -660,6 +716,8 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
         scope.compaction_failed = True
     spent = state.ledger
     _clock(spent, record.clock_s)
+    if record.purpose != "step":
+        _count_seconds(state, scope, record.purpose)
     if record.usage != _NO_USAGE:
         _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
@@ -671,14 +729,16 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     scope.failures = 0
     _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
     _clock(state.ledger, record.clock_s)
-    if record.purpose == "compaction":
-        state.summarizations += 1
-        scope.passes += 1
-        if started is not None:
-            text = "".join(part.text for part in record.parts if isinstance(part, Text))
-            _compact(scope, started.upto, text, record.tokens)
-        _guide(scope)
-        return
+    if record.purpose != "step":
+        _count_seconds(state, scope, record.purpose)
+        if record.purpose == "compaction":
+            state.summarizations += 1
+            scope.passes += 1
+            if started is not None:
+                text = "".join(part.text for part in record.parts if isinstance(part, Text))
+                _compact(scope, started.upto, text, record.tokens)
+            _guide(scope)
+            return
     scope.step = record.step
     scope.reply = record
     scope.reply_at = at
@@ -692,6 +752,14 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     if started is not None and started.tokens > 0 and reported > 0:
         scope.calibration = min(8.0, max(0.25, reported / started.tokens))
     _reply(scope, record)
+
+
+def _count_seconds(state: RunState, scope: ScopeState, purpose: r.LLMPurpose) -> None:
+    """Count how long a word on the run, or a summary, was waited for."""
+    seconds = max(0.0, state.ledger.active_s - scope.asked_since_s)
+    scope.away_s += seconds
+    key = (r.SITE_OF[purpose], *scope.share[1:])
+    state.seconds[key] = state.seconds.get(key, 0.0) + seconds
 
 
 _NO_USAGE = Usage()
@@ -1010,6 +1078,7 @@ _APPLY = cast(
         r.Routed: _routed,
         r.Planned: _planned,
         r.Replanned: _replanned,
+        r.TaskLimitsSet: _task_limits_set,
         r.ScopeOpened: _scope_opened,
         r.ScopeClosed: _scope_closed,
         r.TaskSkipped: _task_skipped,

@@ -230,7 +230,11 @@ def fail_run(run: RunState, reason: FailureReason, error: str) -> RunFailed:
 def partial_answer(run: RunState) -> str:
     """Return the best there is so far: the answers of a plan's tasks, or the last text of the agent at work."""
     if (plan := run.plan) is not None:
-        return "\n\n".join(task.closed.answer for task in plan.tasks.values() if task.closed and task.closed.success)
+        ended = [task.closed for task in plan.tasks.values() if task.closed is not None]
+        answers = [closed.answer for closed in ended if closed.success]
+        if not answers:  # the last that was said is more than nothing
+            answers = [closed.answer for closed in ended] + [scope.last_text for scope in run.scopes.values()]
+        return "\n\n".join(filter(None, answers))
     root = run.scopes.get("")
     return root.last_text if root is not None else ""
 
