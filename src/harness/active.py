@@ -11,7 +11,7 @@ from harness.driver import Driver
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.keys import join_key, place_of
 from harness.records import Entry, Record, RunStarted
-from harness.result import RunResult, result_of, result_of_task
+from harness.result import RunResult, result_of, result_of_task, with_output
 from harness.state import RunState, fold
 from harness.stream import RunLog
 from harness.wiring import COORDINATOR, Wirings
@@ -196,8 +196,8 @@ class ActiveRun:
     def _result(self) -> RunResult | None:
         state, entries = self._state, self.log.entries
         if self.only and state.over is None and state.failed is None:
-            return result_of_task(state, self.only, entries)
-        return result_of(state, entries)
+            return with_output(result_of_task(state, self.only, entries), self._wirings.form_of(state, self.only))
+        return with_output(result_of(state, entries), self._wirings.form_of(state))
 
     async def _release(self) -> None:
         try:

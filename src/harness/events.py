@@ -595,6 +595,10 @@ def _driver_started(told: Projection, entry: r.Entry, record: r.DriverStarted) -
 
 def _config_differs(told: Projection, entry: r.Entry, record: r.ConfigDiffers) -> Sequence[Event]:
     text = "changed since the run was last driven: " + "; ".join(record.changes)
+    if record.task_limits and told.plan is not None:
+        limits = record.task_limits
+        tasks = [msgspec.structs.replace(task, limits=limits.get(task.id, task.limits)) for task in told.plan.tasks]
+        told.plan = Plan(tasks, told.plan.rationale)
     return (Warned(*_common(told, entry), text=text),)
 
 
@@ -634,15 +638,6 @@ def _replanned(told: Projection, entry: r.Entry, record: r.Replanned) -> Sequenc
         plan=told.plan,
     )
     return (replanned,)
-
-
-def _task_limits_set(told: Projection, _entry: r.Entry, record: r.TaskLimitsSet) -> Sequence[Event]:
-    if told.plan is not None:
-        tasks = [
-            msgspec.structs.replace(task, limits=record.limits.get(task.id, task.limits)) for task in told.plan.tasks
-        ]
-        told.plan = Plan(tasks, told.plan.rationale)
-    return ()
 
 
 def _scope_opened(told: Projection, entry: r.Entry, record: r.ScopeOpened) -> Sequence[Event]:
@@ -796,7 +791,7 @@ def _run_cancelled(told: Projection, entry: r.Entry, record: r.RunCancelled) -> 
     return (Cancelled(*_common(told, entry), reason=record.reason),)
 
 
-_REMEMBERED = frozenset({r.RunStarted, r.Routed, r.Planned, r.Replanned, r.TaskLimitsSet})
+_REMEMBERED = frozenset({r.RunStarted, r.Routed, r.Planned, r.Replanned, r.ConfigDiffers})
 
 _SHOW = cast(
     "Mapping[type[r.Record], Callable[[Projection, r.Entry, r.Record], Sequence[Event]]]",
@@ -808,7 +803,6 @@ _SHOW = cast(
         r.Routed: _routed,
         r.Planned: _planned,
         r.Replanned: _replanned,
-        r.TaskLimitsSet: _task_limits_set,
         r.ScopeOpened: _scope_opened,
         r.ScopeClosed: _scope_closed,
         r.TaskSkipped: _task_skipped,

@@ -37,7 +37,6 @@ from harness.records import (
     RunFinished,
     RunStarted,
     StrategyName,
-    TaskLimitsSet,
     ToolFinished,
 )
 from harness.registry import AgentRegistry, differences, differences_of_agents
@@ -150,7 +149,7 @@ class Launcher:
             state = fold(run_id, entries)
             only, over = _named(state, rest, key), isinstance(entries[-1].record, (RunFinished, RunCancelled))
             if over or (only and only not in state.scopes):
-                return OverRun(state, entries, only)
+                return OverRun(state, entries, only, self._wirings.form_of(state, only))
             if active is not None:
                 return _attach(active, only)
             known = _Known(entries, state)
@@ -309,7 +308,7 @@ class Launcher:
             _check_same(entries, run_id, start)
             if state.over is not None or (only and only not in state.scopes):
                 await store.release(owner)
-                return OverRun(state, entries, only)
+                return OverRun(state, entries, only, self._wirings.form_of(state, only))
             if state.started is None:
                 if start is None:
                     raise RunNotFound(run_id)
@@ -317,7 +316,7 @@ class Launcher:
             else:
                 opening = [
                     *self._again(state, state.started, strict=strict, announce=announce),
-                    *_other_limits(state, start),
+                    *self._other_limits(state, start),
                 ]
         except BaseException:
             await store.release(owner)
@@ -391,6 +390,18 @@ class Launcher:
         if state.failed is not None:
             opening.append(Reopened(state.failed.error))
         return opening
+
+    def _other_limits(self, state: RunState, start: Start | None) -> list[Record]:
+        """Return that tasks have other limits now, where the plan of a run that exists is given with such."""
+        if start is None or start.plan is None or state.plan is None:
+            return []
+        now = {task_id: task.task.limits for task_id, task in state.plan.tasks.items()}
+        limits = {task.id: task.limits for task in start.plan.tasks if task.id in now and task.limits != now[task.id]}
+        if not limits:
+            return []
+        changes = tuple(f"the limits of task {task_id!r}" for task_id in limits)
+        fingerprints, others = self._wirings.of(start.agent_id).fingerprints, self._wirings.others(start.agent_id)
+        return [ConfigDiffers(changes, fingerprints, others, limits)]
 
     def _lock(self, run_id: str) -> asyncio.Lock:
         lock = self._starting.get(run_id)
@@ -486,15 +497,6 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
 
 def _without_limits(tasks: Sequence[Task]) -> list[Task]:
     return [msgspec.structs.replace(task, limits=None) for task in tasks]
-
-
-def _other_limits(state: RunState, start: Start | None) -> list[Record]:
-    """Return that tasks have other limits now, where the plan of a run that exists is given with such."""
-    if start is None or start.plan is None or state.plan is None:
-        return []
-    now = {task_id: task.task.limits for task_id, task in state.plan.tasks.items()}
-    limits = {task.id: task.limits for task in start.plan.tasks if task.id in now and task.limits != now[task.id]}
-    return [TaskLimitsSet(limits)] if limits else []
 
 
 def _goal(start: Start) -> str:

@@ -187,12 +187,17 @@ class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaul
     process: ProcessId
 
 
-class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """A resume found a configuration other than the last one, and goes on with the new one."""
+class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A resume found a configuration other than the last one, and goes on with the new one.
+
+    Attributes:
+        task_limits: limits of tasks of the plan in force that are others now, by id; None for none of its own.
+    """
 
     changes: tuple[str, ...]
     fingerprints: Fingerprints
     agents: dict[str, Fingerprints] = {}
+    task_limits: dict[str, Limits | None] = {}
 
 
 class Dispatched(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -247,16 +252,6 @@ class Replanned(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     kept: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     scope: str = ""
-
-
-class TaskLimitsSet(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """Tasks of the plan in force have other limits from here on: the plan was given anew with these.
-
-    Attributes:
-        limits: by task id; None for no limits of its own.
-    """
-
-    limits: dict[str, Limits | None]
 
 
 class ScopeOpened(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -694,7 +689,6 @@ Record: TypeAlias = (
     | Routed
     | Planned
     | Replanned
-    | TaskLimitsSet
     | ScopeOpened
     | ScopeClosed
     | TaskSkipped

@@ -529,6 +529,14 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
     state.fingerprints = record.fingerprints
     state.agents = record.agents
+    tasks = state.plan.tasks if state.plan is not None else {}
+    for task_id, limits in record.task_limits.items():
+        if task_id not in tasks:
+            continue
+        tasks[task_id].task = msgspec.structs.replace(tasks[task_id].task, limits=limits)
+        if limits is not None and ("task", task_id) not in state.accounts:
+            charges = [usage for key, charged in state.charges.items() if key[2] == task_id for usage in charged]
+            state.accounts["task", task_id] = Account(Spent(total(charges), len(charges)))
 
 
 def _dispatched(state: RunState, record: r.Dispatched, _at: float) -> None:
@@ -569,17 +577,6 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     if not record.trigger_task:
         plan.replans_base += 1  # a person's correction is none of the replans that are limited
     _settled(scope)
-
-
-def _task_limits_set(state: RunState, record: r.TaskLimitsSet, _at: float) -> None:
-    tasks = state.plan.tasks if state.plan is not None else {}
-    for task_id, limits in record.limits.items():
-        if task_id not in tasks:
-            continue
-        tasks[task_id].task = msgspec.structs.replace(tasks[task_id].task, limits=limits)
-        if limits is not None and ("task", task_id) not in state.accounts:
-            charges = [usage for key, charged in state.charges.items() if key[2] == task_id for usage in charged]
-            state.accounts["task", task_id] = Account(Spent(total(charges), len(charges)))
 
 
 def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
@@ -1017,6 +1014,8 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
         scope.reply_errors += 1
         scope.phase = "model"
     else:
+        if scope.phase == "answered":  # and what was answered has not the form it must have
+            scope.reply_errors += 1
         scope.tell(record.text, record.tokens)
         scope.noted = True
         scope.phase = "model"
@@ -1078,7 +1077,6 @@ _APPLY = cast(
         r.Routed: _routed,
         r.Planned: _planned,
         r.Replanned: _replanned,
-        r.TaskLimitsSet: _task_limits_set,
         r.ScopeOpened: _scope_opened,
         r.ScopeClosed: _scope_closed,
         r.TaskSkipped: _task_skipped,

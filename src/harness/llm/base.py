@@ -25,6 +25,7 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
         settings: temperature and the like.
         confidence: ask for a confidence with the final answer.
         response_schema: a JSON schema the reply must match; None for free text or tool calls.
+        answer_tool: which of the tools the final answer is given by; empty where the answer is text.
     """
 
     system: str
@@ -33,6 +34,7 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
     settings: LLMSettings = LLMSettings()
     confidence: bool = False
     response_schema: Mapping[str, JSON] | None = None
+    answer_tool: str = ""
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):

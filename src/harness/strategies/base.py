@@ -21,6 +21,7 @@ from harness.budget import (
 )
 from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed
 from harness.state import RunState, ScopeState, shares
+from harness.tools.answer import AnswerForm
 from harness.tools.base import ToolSpec
 from harness.working_memory import TokenCounter, chars_over_four
 
@@ -57,6 +58,7 @@ class RunConfig(msgspec.Struct, frozen=True):
         answer_within_s: seconds a question stands; None for ever.
         price: prices a call of the agent's model; None where nobody can.
         prices: the same for the models that are asked instead of it, by purpose.
+        answer: the form the agent's answers must have; None takes any text.
     """
 
     agent: AgentConfig
@@ -73,6 +75,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     answer_within_s: float | None = None
     price: Price | None = None
     prices: Mapping[LLMPurpose, Price | None] = {}
+    answer: AnswerForm | None = None
 
 
 @final

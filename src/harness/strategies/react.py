@@ -40,6 +40,7 @@ from harness.strategies.base import (
     start_call,
 )
 from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome
+from harness.tools.answer import AnswerForm, BadAnswer
 from harness.tools.base import ToolSpec, task_of
 
 
@@ -261,14 +262,31 @@ def _bad_reply(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     return _note(scope, config, "malformed", f"Your last reply could not be used: {detail}. Reply again.")
 
 
+def _unfit(scope: ScopeState, run: RunState, config: RunConfig, form: AnswerForm, answer: str) -> Step | None:
+    """Give an answer that has not the form back to the model, as often as other replies that cannot be used."""
+    try:
+        form.read(answer)
+    except BadAnswer as error:
+        errors = scope.reply_errors + 1
+        if errors > config.agent.max_reply_errors:
+            what = f"{errors} replies in a row were unusable: the answer has not the form that was asked for"
+            return fail_scope(scope, run, "malformed", f"{what}: {error}")
+        listed = "\n".join(f"- {problem}" for problem in error.problems)
+        text = f"Your answer has not the form that was asked for:\n{listed}\nGive it again, whole, in that form."
+        return _note(scope, config, "malformed", text)
+    return None
+
+
 def _note(scope: ScopeState, config: RunConfig, reason: str, text: str) -> Noted:
     return Noted(scope.step, reason, text, scope.scope, config.count(text))  # type: ignore[arg-type]  # a literal of the three callers above
 
 
-def _answer(scope: ScopeState, run: RunState, config: RunConfig) -> RunFinished | ScopeClosed:
+def _answer(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     reply = scope.reply
     assert reply is not None  # the phase is only entered by a reply
     answer = "".join(part.text for part in reply.parts if isinstance(part, Text))
+    if config.answer is not None and (step := _unfit(scope, run, config, config.answer, answer)):
+        return step
     confidence = 1.0 if reply.confidence is None else reply.confidence
     if not scope.scope:
         return RunFinished(answer, confidence, scope.step, msgspec.structs.replace(run.spent), shares(run))
