@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Sequence
+from time import monotonic, time
 from typing import TypeAlias
 
 import msgspec
@@ -43,15 +43,15 @@ from harness.records import (
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, ScopeState, apply, open_questions, question_of
+from harness.state import RunState, ScopeState, advance, open_questions, question_of
 from harness.strategies.base import Ask, Pause, Step, Strategy, Wait
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
 from harness.stream import RunLog
-from harness.watchdog import INFINITY, Watchdog
+from harness.watchdog import INFINITY, Watchdog, clock_of
 
-BREATHE_EVERY = 100
+_ROUNDS = range(100)
 """Rounds after which the loop lets other tasks run, for models and tools that never wait."""
 
 logger = logging.getLogger("harness")
@@ -138,7 +138,7 @@ class Driver:
         self._abandoned = abandoned
         self._loop = asyncio.get_running_loop()
         self.free: asyncio.Future[None] = self._loop.create_future()
-        self._active_since = time.monotonic() - state.spent.active_s
+        self._active_since = monotonic() - state.spent.active_s
         self._lease_s = lease_s
         self._lease_until = claimed_at + lease_s
         self._pending: list[Record] = []
@@ -151,6 +151,7 @@ class Driver:
         self._tasks: dict[asyncio.Task[Record | None], Call] = {}
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
+        self._watchdogs: list[Watchdog] = []  # of calls beside others that have ended, for the next ones
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._lost: OwnershipLost | None = None
@@ -173,7 +174,7 @@ class Driver:
     def _new_bench(self, agent_id: str) -> Workbench:
         bench = self._benches[agent_id] = self._make_bench(agent_id)
         bench.clock = self.clock
-        bench.now = self._loop.time
+        bench.now = clock_of(self._loop)
         bench.check_owner = self._check_owner
         bench.wall_end = self._wall_end
         return bench
@@ -181,7 +182,7 @@ class Driver:
     def clock(self) -> float:
         """Return how many seconds the run has been driven, over all epochs."""
         # Rounded up: an outcome that came because the wall-clock limit was over must not fold to a moment before it.
-        return int((time.monotonic() - self._active_since) * 10_000 + 1) / 10_000
+        return int((monotonic() - self._active_since) * 10_000 + 1) / 10_000
 
     async def drive(self, opening: Sequence[Record] = ()) -> None:
         """Drive the run until it is over or failed.
@@ -215,6 +216,8 @@ class Driver:
             self._mailroom.stop()
             watchdog.close()
             await self._stop_calls()
+            for idle in self._watchdogs:
+                idle.close()
             self.let_go()
 
     def _open(self, opening: Sequence[Record]) -> None:
@@ -233,33 +236,31 @@ class Driver:
         state = self.state
         if state.started is None:
             raise InternalError(f"run {state.run_id!r} has no beginning")
-        task = self._task
+        task, mailroom, tasks = self._task, self._mailroom, self._tasks
         assert task is not None
-        rounds = 0
         while True:
-            if self._mailroom.waiting:
-                await self._take_mail()
-            starts = self._decide()
-            if not starts and not (self._tasks and state.in_flight) and not self._is_over():
-                starts = await self._decide_idle()
-                if self._mailroom.waiting:
-                    continue
-            if self._pending and (not self._shares_commits or self._is_commit_due()):
-                await self._commit(starts)
-            if state.ended or (self._only and self._is_over()):
-                return
-            # A question is never waited for here: its answer may come by mail, and that time does not count.
-            if len(starts) == 1 and not self._tasks and type(starts[0]) is not Ask:
-                self._note_outcome(starts[0].scope, await self._perform(starts[0], watchdog))
-            else:
-                for step in starts:
-                    self._spawn(step)
-                await self._next_arrivals()
-            if task.cancelling():
-                raise asyncio.CancelledError  # a call has swallowed it; nothing more is started
-            rounds += 1
-            if rounds % BREATHE_EVERY == 0:
-                await asyncio.sleep(0)
+            for _ in _ROUNDS:
+                if mailroom.waiting:
+                    await self._take_mail()
+                starts = self._decide()
+                if not starts and not (tasks and state.in_flight) and not self._is_over():
+                    starts = await self._decide_idle()
+                    if mailroom.waiting:
+                        continue
+                if self._pending and (not self._shares_commits or self._is_commit_due()):
+                    await self._commit(starts)
+                if state.ended or (self._only and self._is_over()):
+                    return
+                if tasks or len(starts) != 1 or type(step := starts[0]) is Ask:
+                    # A question is never waited for alone: its answer may come by mail, and that time does not count.
+                    for step in starts:
+                        self._spawn(step)
+                    await self._next_arrivals()
+                else:
+                    self._note_outcome(step.scope, await self._perform(step, watchdog))
+                if task.cancelling():
+                    raise asyncio.CancelledError  # a call has swallowed it; nothing more is started
+            await asyncio.sleep(0)
 
     async def _decide_idle(self) -> list[Call]:
         """Ask every scope where no call is in flight; park the run where only people can make it go on."""
@@ -348,7 +349,7 @@ class Driver:
     def _note(self, record: Record) -> None:
         """Fold a record now; it becomes durable with the next commit, before anything depends on it."""
         self._pending.append(record)
-        apply(self.state, record, time.time())
+        advance(self.state, record, time())
         if self._minds_records:
             self._mind(record)
 
@@ -427,11 +428,13 @@ class Driver:
         scope.pausing, scope.waited = False, True
 
     async def _perform_beside(self, step: Call) -> Record | None:
-        watchdog = Watchdog(self.let_go)
+        watchdog = self._watchdogs.pop() if self._watchdogs else Watchdog(self.let_go)
+        watchdog.guard()
         try:
             return await self._perform(step, watchdog)
         finally:
-            watchdog.close()
+            watchdog.stop()
+            self._watchdogs.append(watchdog)
             self._arrive()
 
     def _spawn(self, step: Call) -> None:
@@ -451,14 +454,14 @@ class Driver:
         if not self._tasks:
             raise InternalError(f"run {self.state.run_id!r} at record {self.state.seq} has nothing to do and no end")
         if not self._arrived:
-            began = time.monotonic()
+            began = monotonic()
             self._wake = self._loop.create_future()
             try:
                 await self._wake
             finally:
                 self._wake = None
                 if all(type(call) is Ask for call in self._tasks.values()):
-                    self._do_not_count(time.monotonic() - began)
+                    self._do_not_count(monotonic() - began)
         arrived, self._arrived = self._arrived, []
         for task in arrived:
             if task not in self._tasks:

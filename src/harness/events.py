@@ -548,7 +548,7 @@ def _llm_finished(told: Projection, entry: r.Entry, record: r.LLMFinished) -> Se
             reasoning += part.text
     if record.malformed or record.finish == "length":
         calls = []
-    action = ", ".join([call.name for call in calls]) or "finish"
+    action = calls[0].name if len(calls) == 1 else ", ".join([call.name for call in calls]) or "finish"
     # With calls the text is what the model says about them; without, it is the answer and shows in TASK_DONE.
     said = text if calls else ""
     thought = f"{reasoning}\n{said}" if reasoning and said else reasoning or said

@@ -137,7 +137,6 @@ async def call_llm(
             if is_step and log.wants_tokens:
                 shown = True
                 log.delta(start.scope, delta.text, type(delta) is ReasoningDelta)
-        watchdog.stop()
         if response is None:
             raise MalformedResponse("the reply ended before it was complete", transient=True)
         outcome = _llm_outcome(bench, start, response)
@@ -214,10 +213,12 @@ _FINISHES: tuple[FinishReason, ...] = get_args(FinishReason)
 def _counted(usage: Usage) -> Usage:
     """Return a usage of whole numbers that are not negative, whatever a model object reports."""
     values = msgspec.structs.astuple(usage)
-    for value in values:
-        if type(value) is not int or value < 0:
-            return Usage(*map(_whole, values))
-    return usage
+    if {*map(type, values)} == _WHOLE and min(values) >= 0:
+        return usage
+    return Usage(*map(_whole, values))
+
+
+_WHOLE = {int}
 
 
 def _whole(value: object) -> int:
@@ -280,8 +281,9 @@ async def _close(stream: object, watchdog: Watchdog) -> None:
     """Close a model's stream. Whatever that does, the reply or the failure before it stands."""
     close = getattr(stream, "aclose", None)
     if close is None:
+        watchdog.stop()
         return
-    watchdog.start(CLOSE_S)
+    watchdog.within(CLOSE_S)
     try:
         await close()
     except asyncio.CancelledError:

@@ -95,6 +95,11 @@ class TaskState(msgspec.Struct, eq=False):
     closed: r.ScopeClosed | None = None
     reason: str = ""
 
+    @property
+    def is_good(self) -> bool:
+        """Whether it has an answer that can be relied on."""
+        return self.status == "ended" and self.closed is not None and self.closed.success and not self.closed.doubtful
+
 
 class PlanState(msgspec.Struct, eq=False):
     """The plan in force and what came of it.
@@ -109,6 +114,11 @@ class PlanState(msgspec.Struct, eq=False):
         no_replan: the planner could not be had.
         told: the tasks that had ended when the planner was last asked.
         synthesis: the results, brought together.
+        good: how many tasks have an answer that is not doubtful.
+        troubled: how many have ended otherwise, or are skipped; with none, what can start is what is ``ready``.
+        unmet: for each task that waits, how many of those it depends on are not good yet.
+        followers: for each task that is not good, those that wait for it.
+        ready: the tasks that wait for nothing any more, in the order in which that came about.
     """
 
     tasks: dict[str, TaskState] = {}
@@ -120,6 +130,39 @@ class PlanState(msgspec.Struct, eq=False):
     no_replan: bool = False
     told: frozenset[str] = frozenset()
     synthesis: r.Synthesised | None = None
+    good: int = 0
+    troubled: int = 0
+    unmet: dict[str, int] = {}
+    followers: dict[str, list[str]] = {}
+    ready: dict[str, None] = {}
+
+    def tally(self) -> None:
+        """Count anew what the tasks have come to."""
+        self.good = sum(task.is_good for task in self.tasks.values())
+        self.troubled = sum(not task.is_good and task.status in ("ended", "skipped") for task in self.tasks.values())
+        self.unmet, self.followers, self.ready = {}, {}, {}
+        for task_id, task in self.tasks.items():
+            if task.status == "waiting":
+                needs = [need for need in {*task.task.depends_on} if not self.tasks[need].is_good]
+                self.unmet[task_id] = len(needs)
+                for need in needs:
+                    self.followers.setdefault(need, []).append(task_id)
+                if not needs:
+                    self.ready[task_id] = None
+
+    def close(self, task_id: str, closed: r.ScopeClosed) -> None:
+        """Note what an attempt at a task came to."""
+        task = self.tasks[task_id]
+        task.status = "ended"
+        task.closed = closed
+        if not task.is_good:
+            self.troubled += 1
+            return
+        self.good += 1
+        for follower in self.followers.pop(task_id, ()):
+            self.unmet[follower] -= 1
+            if not self.unmet[follower] and self.tasks[follower].status == "waiting":
+                self.ready[follower] = None
 
 
 class ScopeState:
@@ -469,8 +512,7 @@ def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[str] = ()) -
 
 def apply(state: RunState, record: r.Record, at: float) -> None:
     """Fold one more record. ``at`` is when it was appended, seconds since the epoch."""
-    state.seq += 1
-    _APPLY[type(record)](state, record, at)
+    advance(state, record, at)
     if state.seq == state.copied:
         _begin_ledger(state)
 
@@ -481,6 +523,12 @@ def _begin_ledger(state: RunState) -> None:
     state.seconds = {}
     for scope in state.scopes.values():
         scope.began_s = scope.away_s = scope.helped_since_s = 0.0
+
+
+def advance(state: RunState, record: r.Record, at: float) -> None:
+    """Fold one more record of a run that is driven: what a fork has copied lies behind it."""
+    state.seq += 1
+    _APPLY[type(record)](state, record, at)
 
 
 def _clock(spent: Spent, clock_s: float) -> None:
@@ -559,6 +607,7 @@ def _planned(state: RunState, record: r.Planned, _at: float) -> None:
     _limit(state, record.tasks)
     begun = scope.plan.begun if scope.plan is not None else {}
     scope.plan = PlanState(tasks, record.rationale, begun)
+    scope.plan.tally()
     _settled(scope)
 
 
@@ -574,6 +623,7 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     _limit(state, record.tasks)
     plan.rationale = record.rationale
     plan.replans = record.count
+    plan.tally()
     if not record.trigger_task:
         plan.replans_base += 1  # a person's correction is none of the replans that are limited
     _settled(scope)
@@ -595,6 +645,9 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
         return
     plan = _plan_of(parent)
     task = plan.tasks[record.task_id]
+    if task.status == "ended":
+        plan.troubled -= 1
+    plan.ready.pop(record.task_id, None)
     task.status = "running"
     task.attempts += 1
     task.child = record.child
@@ -617,17 +670,19 @@ def _scope_closed(state: RunState, record: r.ScopeClosed, _at: float) -> None:
         return
     plan = parent.plan
     plan.running[child.agent_id] -= 1
+    plan.close(child.place.task_id, record)
     task = plan.tasks[child.place.task_id]
-    task.status = "ended"
-    task.closed = record
     if task.task.on_failure == "abort" and (record.doubtful or not record.success):
         state.aborted = task.task.id
 
 
 def _task_skipped(state: RunState, record: r.TaskSkipped, _at: float) -> None:
-    task = _plan_of(state.scopes[record.scope]).tasks[record.task_id]
+    plan = _plan_of(state.scopes[record.scope])
+    task = plan.tasks[record.task_id]
     task.status = "skipped"
     task.reason = record.reason
+    plan.troubled += 1
+    plan.ready.pop(record.task_id, None)
 
 
 def _synthesised(state: RunState, record: r.Synthesised, _at: float) -> None:
@@ -903,24 +958,25 @@ def _step_done(scope: ScopeState) -> None:
     parts: list[Part] = []
     images: list[Part] = []
     tokens = 0
-    new = False
-    for call in scope.calls:
-        result = call.result
+    seen = scope.seen
+    known = len(seen)
+    for state in scope.calls:
+        call, result = state.call, state.result
         assert result is not None  # no call is open
+        name, text = call.name, result.text
         is_error = result.status not in ("ok", "reconciled", "unrepresentable")
-        parts.append(ToolResult(call.call.id, call.call.name, result.text, is_error))
-        images.extend(result.images)
+        parts.append(ToolResult(call.id, name, text, is_error))
+        if result.images:
+            images += result.images
         tokens += result.tokens
-        key = (call.call.name, call.call.arguments, result.text)
-        if key not in scope.seen:
-            scope.seen.add(key)
-            new = True
+        seen.add((name, call.arguments, text))
     scope.say(Message("tool", (*parts, *images)), tokens)
-    scope.stale = 0 if new else scope.stale + 1
+    scope.stale = 0 if len(seen) > known else scope.stale + 1
     scope.calls = []
     scope.noted = False
     scope.phase = "model"
-    _guide(scope)
+    if scope.guidance:
+        _guide(scope)
 
 
 def _guide(scope: ScopeState) -> None:
@@ -1064,6 +1120,7 @@ def _reopen(plan: PlanState) -> None:
             task.status = "waiting"
             task.attempts = 0
             task.closed = None
+    plan.tally()
 
 
 _APPLY = cast(

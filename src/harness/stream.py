@@ -11,6 +11,7 @@ import contextlib
 import threading
 import time
 from collections import deque
+from itertools import count, repeat
 
 from harness.errors import ConfigError
 from harness.events import SHOWN, Discarded, Event, Progress, Projection, Token
@@ -167,9 +168,8 @@ class RunLog:
 
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
-        entries, run_id = self.entries, self.run_id
-        for record in records:
-            entries.append(Entry(run_id, len(entries) + 1, at, record))
+        entries = self.entries
+        entries += map(Entry, repeat(self.run_id), count(len(entries) + 1), repeat(at), records)
         for viewer in self._viewers:
             viewer.wake()
 

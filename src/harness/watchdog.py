@@ -7,6 +7,7 @@ so here one timer serves them all: it wakes up when the nearest deadline could b
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 STUCK_AFTER_S = 5.0
@@ -15,8 +16,13 @@ STUCK_AFTER_S = 5.0
 INFINITY = float("inf")
 
 
+def clock_of(loop: asyncio.AbstractEventLoop) -> Callable[[], float]:
+    """Return a loop's clock. Of asyncio's own loops it is the system's, which is asked without a detour by Python."""
+    return time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time  # type: ignore[attr-defined]
+
+
 class Watchdog:
-    """Cancels the task that made it when the deadline set last is over.
+    """Cancels the task that made it, or is guarded since, when the deadline set last is over.
 
     Args:
         on_stuck: called when the task has not come back some seconds after it was cancelled.
@@ -34,13 +40,14 @@ class Watchdog:
     'too late'
     """
 
-    __slots__ = ("_at", "_expired", "_hard", "_loop", "_on_stuck", "_silence", "_task", "_timer", "_wakes_at", "seen")
+    __slots__ = (
+        "_at", "_expired", "_hard", "_loop", "_now", "_on_stuck", "_silence", "_task", "_timer", "_wakes_at", "seen"
+    )  # fmt: skip
 
     def __init__(self, on_stuck: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
+        self._now = clock_of(self._loop)
+        self.guard()
         self._on_stuck = on_stuck
         self._timer: asyncio.TimerHandle | None = None
         self._wakes_at = INFINITY
@@ -48,6 +55,12 @@ class Watchdog:
         self._silence = INFINITY
         self._expired = False
         self.seen = False
+
+    def guard(self) -> None:
+        """Watch over the running task from now on, and no longer over the one before it, which has ended."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        self._task = task
 
     def start(self, seconds: float, *, silence_s: float = INFINITY, until: float = INFINITY) -> float:
         """Set a deadline.
@@ -60,21 +73,29 @@ class Watchdog:
         Returns:
             When the deadline is, on the loop's clock, however often the call is heard of.
         """
-        now = self._loop.time()
-        hard = wake = now + seconds
-        if until < hard:
-            hard = wake = until
-        self._hard = self._at = hard
+        now = self._now()
+        hard = now + seconds
+        hard = min(hard, until)
+        self._hard = self._at = wake = hard
         self._silence = silence_s
         self._expired = self.seen = False
         if silence_s != INFINITY:
-            if now + silence_s < hard:
-                self._at = now + silence_s
-            if now + silence_s / 10 < hard:
-                wake = now + silence_s / 10
+            silent = now + silence_s
+            if silent < hard:
+                self._at = silent
+            # It looks ten times in that while.
+            wake = min(hard, now + silence_s / 10)
         if wake < self._wakes_at:
             self._arm(wake)
         return hard
+
+    def within(self, seconds: float) -> None:
+        """Have what is left of the call end within some seconds from now, whatever deadline it had."""
+        self.stop()
+        self._hard = self._at = at = self._now() + seconds
+        self._silence = INFINITY
+        if at < self._wakes_at:
+            self._arm(at)
 
     def stop(self) -> None:
         """Take the deadline away. A cancellation it has sent already is taken back."""
@@ -110,7 +131,7 @@ class Watchdog:
         self._wakes_at = INFINITY
         if self._at == INFINITY:
             return
-        now = self._loop.time()
+        now = self._now()
         if self._expired:
             if self._on_stuck is not None:
                 self._on_stuck()

@@ -46,6 +46,7 @@ from harness.strategies.base import Member, Pause, RunConfig, Strategy, Wait
 from harness.strategies.dispatch import dispatch, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
+from harness.strategies.tasks import is_ready, verdicts
 from harness.tools.base import ToolSpec
 
 PROCESS = ProcessId("host", "boot", 1, "0")
@@ -185,6 +186,13 @@ class World:
         by_agent = Counter(task.task.agent_id for task in running)
         assert all(count <= self.members[agent_id].max_parallel_tasks for agent_id, count in by_agent.items())
         assert all(task.child in self.state.scopes for task in running)
+        found = verdicts(plan, self.limits)
+        assert plan.good == Counter(found.values())["done"]
+        if not plan.troubled:
+            waiting = [task_id for task_id, status in found.items() if status == "waiting"]
+            ready = {task_id for task_id in waiting if is_ready(plan.tasks[task_id].task, plan, found)}
+            assert {*plan.ready} == ready, "what the fold calls ready is what a look at the whole plan finds"
+            assert {*found.values()} <= {"waiting", "running", "done"}
 
     # -- driving -------------------------------------------------------------------------------------------------------
 

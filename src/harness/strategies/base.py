@@ -148,25 +148,22 @@ def start_call(
     """
     asked = config.agent.llm_settings.max_output_tokens
     price = config.price if purpose == "step" else config.prices.get(purpose, config.price)
-    estimate = max(tokens, int(tokens * scope.calibration))
+    estimate = int(tokens * scope.calibration) if scope.calibration > 1 else tokens
     held = reserve(run.spent, run.reserved, config.limits, tokens=estimate, output=asked, price=price)
-    if type(held) is str:
+    if type(held) is not Reservation:
+        assert type(held) is str  # the other of the two
         return out_of_budget(scope, run, exceeded(run.spent, config.limits) or held)
-    assert type(held) is Reservation  # the other of the two
     most = ASSUMED_OUTPUT_TOKENS if asked is None else asked
-    lowered = held.output_tokens < most
-    if lowered and run.reserved.output_tokens:
+    if held.output_tokens < most and run.reserved.output_tokens:
         return [Wait(scope.scope)]
     if run.accounts:
         fitted = _within_own_limits(scope, run, config, held, tokens=estimate, price=price)
         if not isinstance(fitted, Reservation):
             return [fitted]
         held = fitted
-        lowered = held.output_tokens < most
-    max_output = held.output_tokens if lowered else 0
-    priced = held.cost_microusd > 0 or price is not None
+    max_output = held.output_tokens if held.output_tokens < most else 0
     return [
-        LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, priced)
+        LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, price is not None)
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ task ends: there is no batch, and no queue besides the plan itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -55,6 +55,8 @@ MAX_PROBLEM_CHARS = 500
 
 CORRECTED = "a human has corrected it"
 
+_DONE: Verdict = "done"
+
 MAX_SYNTHESIS_ERRORS = 1
 """Replies of the synthesiser that could not be used before the results are joined instead, less one."""
 
@@ -74,6 +76,9 @@ def orchestrate(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         return [_finish(scope, run, config, plan, plan.synthesis)]
     if (held := hold(scope, run, config, plan)) is not None:
         return _ask_planner(scope, run, config) if held.corrected else held.steps
+    if not plan.troubled and plan.good < len(plan.tasks):
+        # As long as nothing went wrong the fold knows what can start, and a long plan is not gone through.
+        return _start(scope, run, config, plan, plan.ready, None)
     found = verdicts(plan, config.limits)
     if todo := _next_tasks(scope, run, config, plan, found):
         return todo
@@ -91,38 +96,64 @@ def _next_tasks(
     scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState, found: dict[str, Verdict]
 ) -> Sequence[Step]:
     """Start what can start, and skip what never can."""
-    todo: list[Step] = []
-    running = dict(plan.running)
-    free = config.limits.max_parallel_tasks - sum(running.values())
+    skipped: list[Step] = []
+    ready: list[str] = []
     held = "replan" in found.values()  # what was not begun is about to be replaced
     lost = not LOST.isdisjoint(found.values())
     for task_id, status in found.items():
-        state = plan.tasks[task_id]
-        task = state.task
+        task = plan.tasks[task_id].task
         if status == "waiting" and not held:
             if lost and (blocked := blocked_by(task, plan, found)):
-                todo.append(TaskSkipped(task_id, blocked, scope.scope))
+                skipped.append(TaskSkipped(task_id, blocked, scope.scope))
                 continue
-            if not is_ready(task, plan, found):
-                continue
-        elif status != "retry" or not is_ready(task, plan, found):
-            continue  # what it did without may have been given another chance when the run was reopened
-        member = config.team[task.agent_id]
-        if free > 0 and running.get(task.agent_id, 0) < member.agent.max_parallel_tasks:
+        elif status != "retry":
+            continue
+        if is_ready(task, plan, found):  # what it did without may have been given another chance since
+            ready.append(task_id)
+    return skipped or _start(scope, run, config, plan, ready, found)
+
+
+def _start(
+    scope: ScopeState,
+    run: RunState,
+    config: RunConfig,
+    plan: PlanState,
+    ready: Iterable[str],
+    found: Mapping[str, Verdict] | None,
+) -> Sequence[Step]:
+    """Begin an attempt at as many tasks as may be at work at a time.
+
+    Args:
+        scope: the plan's scope.
+        run: the run.
+        config: the limits.
+        plan: the plan.
+        ready: the tasks, the next one first.
+        found: what the plan's tasks have come to; None where all that have ended are done.
+    """
+    todo: list[Step] = []
+    running = dict(plan.running)
+    free = config.limits.max_parallel_tasks - sum(running.values())
+    for task_id in ready:
+        if free <= 0:
+            break
+        task = plan.tasks[task_id].task
+        busy = running.get(task.agent_id, 0)
+        if busy < config.team[task.agent_id].agent.max_parallel_tasks:
             if limit := exceeded(run.spent, config.limits):
                 return todo or out_of_budget(scope, run, limit)
             free -= 1
-            running[task.agent_id] = running.get(task.agent_id, 0) + 1
-            todo.append(_open(scope, config, plan, found, state))
+            running[task.agent_id] = busy + 1
+            todo.append(_open(scope, config, plan, found, task))
     return todo
 
 
 def _open(
-    scope: ScopeState, config: RunConfig, plan: PlanState, found: dict[str, Verdict], state: TaskState
+    scope: ScopeState, config: RunConfig, plan: PlanState, found: Mapping[str, Verdict] | None, task: Task
 ) -> ScopeOpened:
-    task = state.task
     member = config.team[task.agent_id]
-    text = prompts.instruction(task, plan, found, member.agent.max_result_chars)
+    known: Mapping[str, Verdict] = dict.fromkeys(task.depends_on, _DONE) if found is None else found
+    text = prompts.instruction(task, plan, known, member.agent.max_result_chars)
     attempt = plan.begun.get(task.id, 0) + 1
     child = task_scope(task.id, attempt, task.agent_id)
     return ScopeOpened(child, task.agent_id, text, member.count(text), scope.scope, task.id, attempt)

@@ -17,6 +17,7 @@ from harness.keys import delegate_scope
 from harness.messages import Text
 from harness.records import (
     EFFECT_STRICTNESS,
+    ApprovalRequested,
     Dropped,
     Effect,
     FailureReason,
@@ -115,7 +116,6 @@ def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
 
 
 def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
-    todo: list[Step] = []
     in_flight = begun = 0
     waiting: list[int] = []
     for index, call in enumerate(scope.calls):
@@ -125,32 +125,40 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
             in_flight += 1
         else:
             waiting.append(index)
-    allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
-    if waiting and (over := wall_is_over(run.spent, config.limits)):
+    if not waiting:
+        return ()
+    if over := wall_is_over(run.spent, config.limits):
         return out_of_budget(scope, run, over)
+    todo: list[Step] = []
+    end: Step | None = None
+    allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
     uses = run.uses if config.gate is None else dict(run.uses)
     for index in waiting:
         step = _next_for(scope, run, config, index, uses)
         if step is None:
             continue
-        if type(step) is ToolStarted or type(step) is ScopeOpened:
+        is_tool = type(step) is ToolStarted
+        if is_tool or type(step) is ScopeOpened:
             if in_flight >= config.agent.max_parallel_tools:
                 break
-            if allowed is not None and not (type(step) is ToolStarted and step.reconcile):
+            if allowed is not None and not (is_tool and step.reconcile):
                 if started >= allowed:
                     return todo or out_of_budget(scope, run, f"max_tool_calls={allowed} is reached")
                 started += 1
-            if run.accounts and not (type(step) is ToolStarted and step.reconcile):
+            if run.accounts and not (is_tool and step.reconcile):
                 if full := _tools_are_used_up(scope, run, config, begun):
-                    # What is in flight or asked about is about this scope, which must be there when it is answered.
-                    waits = todo or in_flight or any(call.is_open for call in scope.calls)
-                    return todo if waits else [full]
+                    end = full
+                    continue
                 begun += 1
             in_flight += 1
-            if type(step) is ToolStarted:
+            if is_tool and step.rules:
                 for rule in step.rules:
                     uses[rule] = uses.get(rule, 0) + 1
+        elif end is not None and type(step) is ApprovalRequested:
+            continue  # nobody need be asked about what will not run
         todo.append(step)
+    if end is not None and not (todo or in_flight or any(call.is_open for call in scope.calls)):
+        return [end]  # and not before: what is in flight or asked about is about this scope
     return todo
 
 
@@ -168,7 +176,6 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, u
     call = scope.calls[index]
     name = call.call.name
     spec = config.tools.get(name)
-    clock_s = 0.0
     if call.closed is not None:
         return _delegated(scope, config, index, call.call.name, call.closed)
     if spec is None:
@@ -176,15 +183,17 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, u
         if call.attempt and call.effect == "once":
             text = unknown_outcome(call)
         status = "unknown" if call.attempt else "invalid"
-        return ToolFinished(scope.step, index, name, status, text, clock_s, scope.scope, tokens=config.count(text))
-    effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
-    # A fork has keys of its own, so what became of a start in the run it was copied from cannot be found out, and to
-    # run an idempotent call again would be a second effect.
-    in_doubt = effect == "once" or (call.copied and effect != "read")
-    if call.attempt and in_doubt and not call.may_run:
-        if spec.reconciles and not call.copied:
-            return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
-        return _in_doubt(scope, run, config, index, spec)
+        return ToolFinished(scope.step, index, name, status, text, 0.0, scope.scope, tokens=config.count(text))
+    effect = spec.effect
+    if call.attempt:
+        effect = _stricter(call.effect, effect)
+        # A fork has keys of its own, so what became of a start in the run it was copied from cannot be found out, and
+        # to run an idempotent call again would be a second effect.
+        in_doubt = effect == "once" or (call.copied and effect != "read")
+        if in_doubt and not call.may_run:
+            if spec.reconciles and not call.copied:
+                return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
+            return _in_doubt(scope, run, config, index, spec)
     if config.gate is not None or call.request is not None:
         passed = gate(scope, run, config, index, spec, uses)
         if not isinstance(passed, Passed):
