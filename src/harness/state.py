@@ -1099,7 +1099,8 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
         scope.step_base = scope.step
         scope.failure = None
         scope.failures = 0
-        scope.reply_errors = 0
+        # An answer that had not its form is judged anew, and does not count once more.
+        scope.reply_errors = -1 if scope.phase == "answered" else 0
         scope.stale = 0
         scope.compaction_failed = False
         if scope.phase == "refused":
