@@ -37,12 +37,14 @@ from harness import (
     tool,
 )
 from harness.approval import Approve
+from harness.checkpoint.base import this_process
 from harness.cli.config import parse
 from harness.cli.planfile import parse as parse_plan
 from harness.events import Done
+from harness.keys import place_of
 from harness.llm.base import LLMRequest, LLMResponse
 from harness.messages import Text, ToolCall
-from harness.records import ConfigDiffers, ScopeClosed, ToolStarted
+from harness.records import ConfigDiffers, LLMStarted, ScopeClosed, ToolStarted
 from harness.testing import Reply, ScriptedLLM, call
 
 
@@ -349,6 +351,44 @@ async def test_a_fork_does_not_pay_for_what_it_has_copied(store: CheckpointStore
     fork = await runtime.fork("r", at=3)
     assert isinstance(await runtime.resume(fork), Finished)
     assert len(llm.requests) == 6
+
+
+async def test_a_run_cut_at_any_record_stays_within_its_limits() -> None:
+    def choose(request: LLMRequest) -> Reply:
+        if request.response_schema is not None:
+            return '{"answer": "All of it.", "confidence": 0.9}'
+        steps = sum(message.role == "assistant" for message in request.messages)
+        if request.system == "I am a." and steps == 0:
+            return saying("I give it away.", call("delegate_to_c", task="Part."))
+        return saying("done") if steps else saying("I look.", call("look"))
+
+    a = AgentConfig("a", "", "I am a.", limits=Limits(max_llm_calls=4))
+    c = AgentConfig("c", "", "I am c.", ("look",), limits=Limits(max_llm_calls=3))
+    plan = Plan([Task(f"t{n}", "a", "Go.", on_failure="skip", limits=Limits(max_llm_calls=5 - n)) for n in range(3)])
+
+    def runtime(store: CheckpointStore, llm: ScriptedLLM) -> AgentRuntime:
+        return wire(store, llm, a, c, tools=[look, delegate("c")], max_parallel_tasks=1)
+
+    whole = await runtime(MemoryCheckpointStore(), ScriptedLLM(choose)).run_plan(plan)
+    ends = [record.error for record in closed(whole).values() if not record.success]
+    assert any("agent 'c'" in error for error in ends)
+    for length in range(1, len(whole.trace)):
+        store = MemoryCheckpointStore()
+        owner = await store.claim("r", this_process())
+        await store.append("r", 0, [entry.record for entry in whole.trace[:length]], owner=owner)
+        await store.release(owner)
+        result = await runtime(store, ScriptedLLM(choose)).resume("r")
+        started = [entry.record for entry in result.trace if isinstance(entry.record, LLMStarted)]
+        places = [place_of(record.scope) for record in started]
+        for agent in (a, c):
+            assert agent.limits is not None
+            assert sum(place.agent_id == agent.agent_id for place in places) <= (agent.limits.max_llm_calls or 0)
+        for task in plan.tasks:
+            assert task.limits is not None
+            assert sum(place.task_id == task.id for place in places) <= (task.limits.max_llm_calls or 0)
+        for entry in result.trace:
+            if isinstance(entry.record, ScopeClosed) and not entry.record.success:
+                assert entry.record.reason == "budget", entry.record
 
 
 # -- wrong words -----------------------------------------------------------------------------------------------------

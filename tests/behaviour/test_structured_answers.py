@@ -492,7 +492,8 @@ def test_the_command_takes_a_type_from_beside_its_file_once_that_is_trusted(
         monkeypatch.setattr(sys, "argv", ["harness", *words])
         with pytest.raises(SystemExit) as left:
             main()
-        return int(left.value.code or 0), *capsys.readouterr()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
 
     right = calling("final_answer", {"answer": {"people": 3}, "confidence": 1})
     with serving(calling("final_answer", {"answer": {"people": "many"}, "confidence": 1}), right) as (url, asked):
