@@ -16,6 +16,7 @@ import msgspec
 from harness import host
 from harness.active import ActiveRun
 from harness.approval import Decision, name_of
+from harness.budget import Limits
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
 from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
@@ -395,8 +396,13 @@ class Launcher:
         """Return that tasks have other limits now, where the plan of a run that exists is given with such."""
         if start is None or start.plan is None or state.plan is None:
             return []
-        now = {task_id: task.task.limits for task_id, task in state.plan.tasks.items()}
-        limits = {task.id: task.limits for task in start.plan.tasks if task.id in now and task.limits != now[task.id]}
+        limits: dict[str, Limits | None] = {}
+        for task in start.plan.tasks:
+            now = state.plan.tasks[task.id].task if task.id in state.plan.tasks else task
+            # A planner may have put another task under the same id.
+            same = (now.agent_id, now.instruction) == (task.agent_id, task.instruction)
+            if same and now.limits != task.limits:
+                limits[task.id] = task.limits
         if not limits:
             return []
         changes = tuple(f"the limits of task {task_id!r}" for task_id in limits)

@@ -318,6 +318,26 @@ async def test_a_plan_given_again_with_a_higher_limit_goes_on(store: CheckpointS
     assert changes == [("the limits of task 't'",)]
 
 
+async def test_a_planner_s_task_of_the_same_id_does_not_get_the_limits_of_the_one_it_replaces(
+    store: CheckpointStore,
+) -> None:
+    again = '{"id": "t", "agent_id": "b", "instruction": "Instead.", "depends_on": [], "on_failure": "abort"}'
+    runtime = AgentRuntime(
+        llm=ScriptedLLM(ladder),
+        llm_by_site={"planner": ScriptedLLM([f'{{"rationale": "", "tasks": [{again}]}}'])},
+        agents=[AgentConfig("a"), AgentConfig("b", max_steps=1)],
+        tools=[look],
+        checkpoint_store=store,
+    )
+    plan = Plan([Task("t", "a", "Go.", limits=Limits(max_llm_calls=2))])
+    first = await runtime.run_plan(plan, run_id="r")
+    result = await runtime.run_plan(plan, run_id="r")
+    assert isinstance(result, Failed)
+    assert "max_steps=1" in first.error
+    assert "max_steps=1" in result.error
+    assert not any(isinstance(entry.record, ConfigDiffers) for entry in result.trace)
+
+
 async def test_a_limit_given_to_a_task_of_an_old_run_counts_what_it_used(store: CheckpointStore) -> None:
     llm = ScriptedLLM(ladder)
 
