@@ -85,7 +85,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ConfigError(f"{kind}.on_unpriced must be 'allow' or 'refuse', not {self.on_unpriced!r}")
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if name == "on_unpriced" or value is None:
+            if name.startswith("on_") or value is None:  # words say what is done, numbers how much
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ConfigError(f"{kind}.{name} must be a number, not {value!r}")
