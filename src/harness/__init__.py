@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     )
     from harness.events import BusEvent, Event, EventType
     from harness.host import maybe_resume_key
+    from harness.llm.anthropic import AnthropicLLM
     from harness.llm.base import LLM
     from harness.llm.openai import OpenAILLM
     from harness.messages import Image, Message
@@ -90,6 +91,7 @@ _HOME = {
     ),
     "harness.events": ("BusEvent", "Event", "EventType"),
     "harness.host": ("maybe_resume_key",),
+    "harness.llm.anthropic": ("AnthropicLLM",),
     "harness.llm.base": ("LLM",),
     "harness.llm.openai": ("OpenAILLM",),
     "harness.messages": ("Image", "Message"),
@@ -109,6 +111,7 @@ __all__ = [
     "AgentConfig",
     "AgentRegistry",
     "AgentRuntime",
+    "AnthropicLLM",
     "BusEvent",
     "Cancelled",
     "CheckpointConflict",

@@ -49,12 +49,16 @@ class LLMError(HarnessError):
         message: what happened, in one sentence.
         transient: whether the same call may succeed later.
         retry_after_s: seconds the provider asked us to wait, if it did.
+        billed: whether the provider may have worked on the call, and bills it: it is then charged by estimate.
     """
 
-    def __init__(self, message: str, *, transient: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, transient: bool = False, retry_after_s: float | None = None, billed: bool = False
+    ) -> None:
         super().__init__(message)
         self.transient = transient
         self.retry_after_s = retry_after_s
+        self.billed = billed
 
 
 class LLMHTTPError(LLMError):
@@ -65,13 +69,21 @@ class LLMHTTPError(LLMError):
         status: the HTTP status code.
         transient: whether the same call may succeed later.
         retry_after_s: seconds from the ``Retry-After`` header, if one was sent.
+        body: what the provider said, as it said it.
     """
 
     def __init__(
-        self, message: str, *, status: int, transient: bool = False, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+        body: str = "",
     ) -> None:
         super().__init__(message, transient=transient, retry_after_s=retry_after_s)
         self.status = status
+        self.body = body
 
 
 class LLMRefused(LLMError):

@@ -181,7 +181,9 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
         usage.input_tokens == usage.output_tokens == usage.cost_microusd == 0 and start.reserved.input_tokens > 0
     )
     if estimated:
-        usage = Usage(start.tokens, tokens, cost_microusd=_priced(bench, start, tokens), unpriced=usage.unpriced)
+        cost = _priced(bench, start, tokens)
+        unpriced = usage.unpriced if cost is None else 0
+        usage = Usage(start.tokens, tokens, cost_microusd=cost or 0, unpriced=unpriced)
     return LLMFinished(
         start.step,
         bench.clock(),
@@ -200,11 +202,11 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
     )
 
 
-def _priced(bench: Workbench, start: LLMStarted, output: int) -> int:
-    """Price a reply of which the provider has not said what it used."""
+def _priced(bench: Workbench, start: LLMStarted, output: int) -> int | None:
+    """Price a reply of which the provider has not said what it used; None where the price is unknown."""
     config = bench.config
     price = config.price if start.purpose == "step" else config.prices.get(start.purpose, config.price)
-    return (price(start.tokens, output) or 0) if price is not None else 0
+    return price(start.tokens, output) if price is not None else None
 
 
 _FINISHES: tuple[FinishReason, ...] = get_args(FinishReason)
@@ -260,6 +262,7 @@ def _llm_failure(
         transient = isinstance(error, LLMError) and error.transient
         asked = error.retry_after_s if isinstance(error, LLMError) else None
         refused = isinstance(error, LLMRefused)
+        answered = answered or (isinstance(error, LLMError) and error.billed)
         text = str(error) if isinstance(error, LLMError) else described(error)
     retry_in_s = backoff_s(start.attempt, asked) if transient else 0.0
     return LLMFailed(

@@ -13,6 +13,7 @@ from harness import (
     AgentConfig,
     AgentRegistry,
     AgentRuntime,
+    AnthropicLLM,
     Cancelled,
     CheckpointStore,
     Entry,
@@ -97,7 +98,11 @@ stores: list[CheckpointStore] = [
     FileCheckpointStore("checkpoints"),
     MemoryCheckpointStore(),
 ]
-models: list[LLM] = [OpenAILLM(model="m"), ScriptedLLM([call("plain", city="Rome"), "sunny"])]
+models: list[LLM] = [
+    OpenAILLM(model="m"),
+    AnthropicLLM("m", prompt_caching=False),
+    ScriptedLLM([call("plain", city="Rome"), "sunny"]),
+]
 tools: list[Tool] = [plain, look_up, pay, RecordingTool("send", "log.txt"), *file_tools(".")]
 
 runtime = AgentRuntime(

@@ -58,7 +58,8 @@ class Model:
     """The flags that choose the model."""
 
     llm: Annotated[
-        str | None, Parameter(help="A base URL (http://127.0.0.1:8080/v1), URL#model, or a model's name.")
+        str | None,
+        Parameter(help="A base URL (http://127.0.0.1:8080/v1), URL#model, a model's name, or anthropic:MODEL."),
     ] = None
     model: Annotated[str | None, Parameter(help="The model's name.")] = None
     protocol: Annotated[

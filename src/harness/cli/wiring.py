@@ -96,7 +96,7 @@ def wire(
         choices,
         folder=folder,
         llm=endpoint.base_url,
-        model=endpoint.model,
+        model=endpoint.named,
         protocol=endpoint.protocol,
         agent=agent_id or None,
         team=not agent_id,
@@ -105,7 +105,7 @@ def wire(
     )
     runtime = AgentRuntime(
         llm=make_llm(endpoint),
-        llm_by_site={site: make_llm(endpoint._replace(model=model)) for site, model in told.llm.sites().items()},
+        llm_by_site={site: make_llm(endpoint.with_model(model)) for site, model in told.llm.sites().items()},
         agents=agents,
         tool_registry=crew.tools,
         guardrail_config=limits,

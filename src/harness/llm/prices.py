@@ -83,6 +83,7 @@ def listed_cost(model: str, base_url: str, tokens: Usage) -> int | None:
         input_tokens=tokens.input_tokens,
         output_tokens=tokens.output_tokens,
         cache_read_tokens=tokens.cache_read_tokens,
+        cache_write_tokens=tokens.cache_write_tokens,
     )
     try:
         return microusd(genai_prices.calc_price(usage, model, provider_api_url=base_url).total_price)

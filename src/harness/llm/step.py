@@ -3,6 +3,8 @@
 {"thought": ..., "action": tool, "args": {...}}
 {"thought": ..., "actions": [{"tool": ..., "args": {...}}, ...]}
 {"thought": ..., "action": "finish", "answer": ..., "confidence": 0.8}
+
+Calls in the marks of a model's own training are read as such a step, where they are all there is.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 
 import msgspec
 
+from harness.llm.marked import marked_calls
 from harness.llm.replies import as_confidence, clean
 from harness.messages import unfence
 
@@ -71,7 +74,10 @@ def parse_step(text: str, *, parallel_calls: bool = True, as_json: bool = False)
     Raises:
         Malformed: the reply is no step.
     """
-    wire = _decode(unfence(text))
+    text = unfence(text)
+    if text.startswith(("<", "[TOOL_CALLS]")):
+        text = _unmarked(text)
+    wire = _decode(text)
     calls = [(call.tool, call.args) for call in wire.actions or ()]
     thought = wire.thought or ""
     if wire.action == FINISH:
@@ -90,6 +96,17 @@ def parse_step(text: str, *, parallel_calls: bool = True, as_json: bool = False)
     if len(calls) > 1 and not parallel_calls:
         raise Malformed(f"it held {len(calls)} tool calls; make one call in each step. {FORMS}")
     return Step(thought, tuple((tool, _arguments(args)) for tool, args in calls))
+
+
+def _unmarked(text: str) -> str:
+    """Write marked calls as a step; any other text stays as it is."""
+    calls = marked_calls(text)
+    if not calls:
+        return text
+    if len(calls) == 1:
+        return f'{{"action": {json.dumps(calls[0].name)}, "args": {calls[0].args}}}'
+    actions = ", ".join(f'{{"tool": {json.dumps(call.name)}, "args": {call.args}}}' for call in calls)
+    return f'{{"actions": [{actions}]}}'
 
 
 def _decode(text: str) -> _Wire:

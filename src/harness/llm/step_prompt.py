@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from harness.llm.base import LLMRequest
-from harness.llm.replies import decode
-from harness.llm.step import FINISH
-from harness.messages import JSON, Image, Message, Reasoning, Text, ToolCall, ToolResult
+from harness.llm.replies import USE_THE_INTERFACE, decode
+from harness.llm.step import FINISH, FORMS
+from harness.messages import JSON, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
 from harness.tools.answer import ANSWER
 from harness.tools.base import ToolSpec
 
@@ -196,10 +196,19 @@ def rendered(request: LLMRequest) -> list[Message]:
             parts = (Text(_step(message)),)
         elif role == "tool":
             role, parts = "user", tuple(_told(part, asked) for part in parts)
+        elif role == "user":
+            parts = tuple(_noted(part) for part in parts)
         if told and role == told[-1].role == "user":
             parts = (*told.pop().parts, Text("\n\n"), *parts)
         told.append(Message(role, parts))
     return told
+
+
+def _noted(part: Part) -> Part:
+    """Tell of steps where a note tells of the tool-call interface: it was written before that turned out missing."""
+    if isinstance(part, Text) and USE_THE_INTERFACE in part.text:
+        return Text(part.text.replace(USE_THE_INTERFACE, f"it wrote a tool call in a form of its own. {FORMS}"))
+    return part
 
 
 def _told(part: object, asked: Mapping[str, str]) -> Text | Image:
