@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SQLiteCheckpointStore,
     )
     from harness.errors import (
+        CassetteMismatch,
         CheckpointConflict,
         CheckpointCorrupt,
         CheckpointError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         LLMError,
         LLMHTTPError,
         LLMRefused,
+        LLMUnavailable,
         MalformedResponse,
         MissingExtra,
         OwnershipLost,
@@ -45,11 +47,17 @@ if TYPE_CHECKING:
     from harness.host import maybe_resume_key
     from harness.llm.anthropic import AnthropicLLM
     from harness.llm.base import LLM
+    from harness.llm.breaker import CircuitBreaker
+    from harness.llm.fallback import FallbackLLM
+    from harness.llm.governed import GovernedLLM
     from harness.llm.openai import OpenAILLM
+    from harness.llm.rate import RateLimit
+    from harness.llm.routing import RoutingLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
     from harness.registry import AgentRegistry, ToolRegistry
+    from harness.replay import Replay
     from harness.result import Cancelled, Failed, Finished, Parked, RunResult
     from harness.run_stream import RunStream
     from harness.runtime import AgentRuntime
@@ -68,6 +76,7 @@ _HOME = {
         "SQLiteCheckpointStore",
     ),
     "harness.errors": (
+        "CassetteMismatch",
         "CheckpointConflict",
         "CheckpointCorrupt",
         "CheckpointError",
@@ -78,6 +87,7 @@ _HOME = {
         "LLMError",
         "LLMHTTPError",
         "LLMRefused",
+        "LLMUnavailable",
         "MalformedResponse",
         "MissingExtra",
         "OwnershipLost",
@@ -93,11 +103,17 @@ _HOME = {
     "harness.host": ("maybe_resume_key",),
     "harness.llm.anthropic": ("AnthropicLLM",),
     "harness.llm.base": ("LLM",),
+    "harness.llm.breaker": ("CircuitBreaker",),
+    "harness.llm.fallback": ("FallbackLLM",),
+    "harness.llm.governed": ("GovernedLLM",),
     "harness.llm.openai": ("OpenAILLM",),
+    "harness.llm.rate": ("RateLimit",),
+    "harness.llm.routing": ("RoutingLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
     "harness.registry": ("AgentRegistry", "ToolRegistry"),
+    "harness.replay": ("Replay",),
     "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
     "harness.run_stream": ("RunStream",),
     "harness.runtime": ("AgentRuntime",),
@@ -114,18 +130,22 @@ __all__ = [
     "AnthropicLLM",
     "BusEvent",
     "Cancelled",
+    "CassetteMismatch",
     "CheckpointConflict",
     "CheckpointCorrupt",
     "CheckpointError",
     "CheckpointStore",
+    "CircuitBreaker",
     "ConfigChanged",
     "ConfigError",
     "Entry",
     "Event",
     "EventType",
     "Failed",
+    "FallbackLLM",
     "FileCheckpointStore",
     "Finished",
+    "GovernedLLM",
     "GuardrailConfig",
     "HarnessError",
     "Image",
@@ -134,6 +154,7 @@ __all__ = [
     "LLMHTTPError",
     "LLMRefused",
     "LLMSettings",
+    "LLMUnavailable",
     "Limits",
     "MalformedResponse",
     "MemoryCheckpointStore",
@@ -145,7 +166,10 @@ __all__ = [
     "Parked",
     "Plan",
     "PlanError",
+    "RateLimit",
     "RecordTooNew",
+    "Replay",
+    "RoutingLLM",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",

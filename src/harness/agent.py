@@ -17,8 +17,10 @@ class LLMSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
         temperature: sampling temperature; None leaves it to the provider.
         max_output_tokens: the most tokens one reply may have; None leaves it to the provider.
         reasoning_effort: for models that reason: ``low``, ``medium``, ``high`` or what the provider names.
-        silence_timeout_s: seconds a reply may be silent, also before its first byte.
+        silence_timeout_s: seconds a reply may be silent once it has begun.
         call_timeout_s: seconds one whole call may take.
+        first_byte_timeout_s: seconds until it has to begin; None for as long as it may be silent. Models that think
+            before they say anything need more. Time in which a call waits for its turn in a RateLimit is not counted.
 
     >>> LLMSettings(temperature=0).temperature
     0
@@ -29,6 +31,12 @@ class LLMSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     reasoning_effort: str | None = None
     silence_timeout_s: float = 60.0
     call_timeout_s: float = 600.0
+    first_byte_timeout_s: float | None = None
+
+    @property
+    def first_byte_s(self) -> float:
+        """Seconds until a reply has to begin."""
+        return self.silence_timeout_s if self.first_byte_timeout_s is None else self.first_byte_timeout_s
 
 
 class AgentConfig(msgspec.Struct, frozen=True):

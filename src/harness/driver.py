@@ -49,6 +49,7 @@ from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
 from harness.stream import RunLog
+from harness.turns import Queued, Turns
 from harness.watchdog import INFINITY, Watchdog, clock_of
 
 _ROUNDS = range(100)
@@ -65,7 +66,7 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 }
 
 
-Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
+Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask | Queued
 """What is performed; everything else a strategy asks for is only written down."""
 
 CLOSE_PROMPT_S = 1.0
@@ -149,6 +150,7 @@ class Driver:
         self._urgent = False
         self._steps_since_commit = 0
         self._tasks: dict[asyncio.Task[Record | None], Call] = {}
+        self._turns = Turns()
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
         self._watchdogs: list[Watchdog] = []  # of calls beside others that have ended, for the next ones
@@ -215,7 +217,10 @@ class Driver:
             self._stop_beating()
             self._mailroom.stop()
             watchdog.close()
-            await self._stop_calls()
+            try:
+                await self._stop_calls()
+            finally:
+                self._turns.close()
             for idle in self._watchdogs:
                 idle.close()
             self.let_go()
@@ -293,7 +298,10 @@ class Driver:
                 if scope is None or (self._only and not self._is_driven(path)):
                     continue
                 bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
-                for step in STRATEGIES[scope.strategy](scope, state, bench.config):
+                steps = STRATEGIES[scope.strategy](scope, state, bench.config)
+                if bench.takes_turns:
+                    steps = self._turns.admit(bench, scope, steps)
+                for step in steps:
                     # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much.
                     if type(step) is LLMStarted or type(step) is ToolStarted:
                         self._note(step)
@@ -305,7 +313,7 @@ class Driver:
                     break
         return starts
 
-    def _heed(self, step: Step, scope: ScopeState, starts: list[Call]) -> None:
+    def _heed(self, step: Step | Queued, scope: ScopeState, starts: list[Call]) -> None:
         """Do what a strategy asks for besides calls."""
         if type(step) is Pause:
             scope.pausing = True
@@ -313,6 +321,9 @@ class Driver:
         elif type(step) is Ask:
             (scope if step.index < 0 else scope.calls[step.index]).asking = True
             starts.append(step)
+        elif type(step) is Queued:
+            starts.append(step)
+            self._urgent = True  # nobody knows for how long it waits
         elif type(step) is Wait:
             self._waiting[scope.scope] = None
         else:
@@ -414,12 +425,14 @@ class Driver:
         scope = self.state.scopes[step.scope]
         bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
         if type(step) is LLMStarted:
-            return call_llm(bench, scope, step, watchdog)
+            return (self._turns.call if bench.takes_turns else call_llm)(bench, scope, step, watchdog)
         if type(step) is ToolStarted:
             return call_tool(bench, scope, step, watchdog)
         if type(step) is Ask:
             return self._ask(step)
-        assert type(step) is Pause  # the last of the four
+        if type(step) is Queued:
+            return self._turns.wait(step, self.state, self._wall_end)
+        assert type(step) is Pause  # the last of the five
         return self._pause(step)
 
     async def _pause(self, step: Pause) -> None:

@@ -3,7 +3,7 @@
 HarnessError
  + ConfigError (ValueError)      wrong wiring: raised when built, never mid-run
  + MissingExtra (ImportError)    names the exact pip command
- + LLMError                      + LLMHTTPError  + LLMRefused  + MalformedResponse
+ + LLMError                      + LLMHTTPError  + LLMRefused  + LLMUnavailable  + MalformedResponse
  + ToolError                     a tool raises it: its text goes to the model
  + PlanError (ValueError)        a plan's shape is wrong, or it names an agent that is not there
  + CheckpointError               + CheckpointConflict  + OwnershipLost  + RunNotFound (KeyError)
@@ -11,6 +11,7 @@ HarnessError
  + RunIdTaken (ValueError)        this run id already names another goal
  + RunStopped                    whoever drives the run was told to stop; it can be resumed
  + ConfigChanged                 a strict resume met a changed configuration
+ + CassetteMismatch (AssertionError)  a model is asked what its cassette does not hold
  + InternalError                 our bug: carries run key and seq
 """
 
@@ -90,6 +91,18 @@ class LLMRefused(LLMError):
     """The provider or the model refused to answer (a content filter, a policy)."""
 
 
+class LLMUnavailable(LLMError):
+    """The model counts as down, so the call was not sent; it may be later.
+
+    Args:
+        message: what happened, in one sentence.
+        retry_after_s: seconds until the model is tried again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, transient=True, retry_after_s=retry_after_s)
+
+
 class MalformedResponse(LLMError):
     """A reply could not be understood: broken JSON on the wire, a stream that ended without a finish."""
 
@@ -165,6 +178,21 @@ class RunStopped(HarnessError):
 
 class ConfigChanged(HarnessError):
     """A strict resume found that the configuration differs from the one the run was started with."""
+
+
+class CassetteMismatch(HarnessError, AssertionError):
+    """A model is asked what its cassette does not hold. It is no outcome of a call: it ends the run, and the test.
+
+    Args:
+        message: what was asked, what is nearest to it and how they differ.
+        changed: what differs, in a few words each.
+        diff: the difference line by line.
+    """
+
+    def __init__(self, message: str, *, changed: Sequence[str] = (), diff: str = "") -> None:
+        super().__init__(message)
+        self.changed = tuple(changed)
+        self.diff = diff
 
 
 class InternalError(HarnessError):

@@ -682,7 +682,8 @@ def _synthesised(told: Projection, entry: r.Entry, record: r.Synthesised) -> Seq
 
 def _llm_failed(told: Projection, entry: r.Entry, record: r.LLMFailed) -> Sequence[Event]:
     again = "it will be tried again" if record.transient else "it is not tried again"
-    text = f"model call failed (attempt {record.attempt}): {record.error}; {again}"
+    of = f" of {record.model}" if record.model else ""
+    text = f"model call failed (attempt {record.attempt}{of}): {record.error}; {again}"
     return (Warned(*_common(told, entry, record.scope), text=text),)
 
 

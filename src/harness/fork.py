@@ -21,6 +21,7 @@ from harness.records import (
     LLMFailed,
     LLMFinished,
     LLMStarted,
+    Origin,
     Record,
     Reopened,
     RunCancelled,
@@ -37,8 +38,14 @@ _LEFT_OUT = (
 """What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run."""
 
 
-def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[Record]:
+def fork_records(source: str, entries: Sequence[Entry], at: int | None, origin: Origin | None = None) -> list[Record]:
     """Return the records of a fork: RunStarted anew, and the answered past before step ``at``.
+
+    Args:
+        source: the run's id.
+        entries: its journal.
+        at: the first step that is left out; None for the last.
+        origin: how the fork is gone on with; None for as its source is.
 
     Raises:
         ConfigError: the run has no such step.
@@ -63,7 +70,9 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
     ]
     fork = ForkPoint(source, at, len(copied))
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
-    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]
+    origin = origin or first.origin
+    started = msgspec.structs.replace(first, version=VERSION, forked_from=fork, origin=origin)
+    return [started, *copied, Reopened("forked")]
 
 
 def _copy(record: Record, in_doubt: Collection[str]) -> Record | None:

@@ -156,7 +156,7 @@ class Launcher:
             known = _Known(entries, state)
             return await self._open(run_id, store, None, known, strict=strict, announce=announce, only=only)
 
-    async def fork(self, key: str, at: int | None, run_id: str | None) -> str:
+    async def fork(self, key: str, at: int | None, run_id: str | None, origin: Origin | None) -> str:
         """Copy a run up to a step; see ``AgentRuntime.fork``."""
         source, *_ = await self.resolve(key)
         if run_id == "":
@@ -166,7 +166,7 @@ class Launcher:
         if not entries:
             raise RunNotFound(key)
         new_id = run_id or new_run_id()
-        records = fork_records(source, entries, at)
+        records = fork_records(source, entries, at, origin)
         owner = await _claim(store, new_id, self._lease_s)
         try:
             if await _all(store, new_id):
@@ -178,6 +178,15 @@ class Launcher:
         finally:
             await store.release(owner)
         return new_id
+
+    async def stored(self, key: str) -> tuple[RunState, list[Entry], str]:
+        """Read a run and leave it as it is; see ``AgentRuntime.replay_stream``."""
+        run_id, *rest = await self.resolve(key)
+        _, entries = await self._find(run_id)
+        if not entries:
+            raise RunNotFound(key)
+        state = fold(run_id, entries)
+        return state, entries, _named(state, rest, key)
 
     async def questions(self, key: str) -> list[ApprovalRequested]:
         """Return the open questions of a run."""
@@ -277,6 +286,9 @@ class Launcher:
             self.active.pop(run_id, None)
             await active.give_up()
             return None
+        if active.task.done():  # it has ended in this very turn of the event loop
+            self.active.pop(run_id, None)
+            return None
         if active.stopping:
             await asyncio.wait({active.task})
             self.active.pop(run_id, None)
@@ -335,8 +347,13 @@ class Launcher:
             only=only,
         )
         self.active[run_id] = run
-        run.task.add_done_callback(lambda _: self.active.pop(run_id, None))
+        run.task.add_done_callback(lambda _: self._forget(run))
         return run
+
+    def _forget(self, run: ActiveRun) -> None:
+        """Let go of a run that has ended; another of the same id may be at work by then."""
+        if self.active.get(run.run_id) is run:
+            del self.active[run.run_id]
 
     async def _conversation(self, start: Start | None) -> Continued | None:
         if start is None or start.continue_from is None:

@@ -21,9 +21,9 @@ from harness import working_memory
 from harness.agent import AgentConfig
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
-from harness.errors import LLMError, LLMRefused, MalformedResponse, ToolError
+from harness.errors import CassetteMismatch, LLMError, LLMRefused, MalformedResponse, ToolError
 from harness.llm.answer import with_answer
-from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone
+from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone, Turn
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import (
     Cut,
@@ -65,6 +65,7 @@ class Workbench:
         config: agent, tools' specs, limits.
         llm: the agent's model.
         llms: the models that are asked instead of it, by purpose.
+        takes_turns: whether calls of one of them may have to wait for their turn.
         tools: the tools, by name.
         store: where large results go.
         log: who watches.
@@ -86,6 +87,7 @@ class Workbench:
     store: CheckpointStore
     log: RunLog
     deps: object
+    takes_turns: bool = False
     clock: Callable[[], float] = float
     now: Callable[[], float] = float
     wall_end: float = INFINITY
@@ -100,6 +102,10 @@ class Workbench:
         if self.config.answer is not None:
             self.specs = (*self.specs, self.config.answer.tool)
 
+    def llm_for(self, purpose: LLMPurpose) -> LLM:
+        """Return the model that is asked for a purpose."""
+        return self.llm if purpose == "step" else self.llms.get(purpose, self.llm)
+
 
 def backoff_s(attempt: int, asked_s: float | None) -> float:
     """Choose how long to wait before another attempt: full jitter, never less than the provider asked for.
@@ -108,14 +114,14 @@ def backoff_s(attempt: int, asked_s: float | None) -> float:
         attempt: the attempt that failed, from 1.
         asked_s: seconds from a ``Retry-After``, if there was one; absurd values are cut to a minute.
     """
-    chosen = random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2**attempt))
+    chosen = random.uniform(0, min(MAX_BACKOFF_S, 0.5 * 2 ** min(attempt, 10)))
     return chosen if asked_s is None else min(MAX_BACKOFF_S, max(asked_s, 0.0) + chosen / 10)
 
 
 async def call_llm(
-    bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
+    bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog, turn: Turn | None = None
 ) -> LLMFinished | LLMFailed:
-    """Make one model call and return what came of it."""
+    """Make one model call, in its turn where it has one, and return what came of it."""
     if bench.now() >= bench.wall_end:
         return LLMFailed(
             start.step, bench.clock(), "the wall-clock limit is over", True, start.scope, start.attempt, start.purpose
@@ -127,8 +133,13 @@ async def call_llm(
     settings = request.settings
     stream: AsyncIterator[LLMDelta] | None = None
     try:
-        stream = (bench.llm if is_step else bench.llms.get(start.purpose, bench.llm)).stream(request)
-        watchdog.start(settings.call_timeout_s, silence_s=settings.silence_timeout_s, until=bench.wall_end)
+        stream = (bench.llm_for(start.purpose) if turn is None else turn).stream(request)
+        watchdog.start(
+            settings.call_timeout_s,
+            silence_s=settings.silence_timeout_s,
+            first_s=settings.first_byte_timeout_s,
+            until=bench.wall_end,
+        )
         async for delta in stream:
             watchdog.seen = heard = True
             if type(delta) is ResponseDone:
@@ -246,7 +257,7 @@ def _llm_failure(
         answered: the model had begun to answer, and is paid for that.
     """
     asked: float | None = None
-    refused = False
+    refused, heard = False, answered
     if isinstance(error, asyncio.CancelledError):
         if watchdog.caught():
             transient, text = True, "no reply within its deadline"
@@ -257,7 +268,7 @@ def _llm_failure(
             transient, text = False, "the model call cancelled itself"
     else:
         watchdog.stop()
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        if isinstance(error, (KeyboardInterrupt, GeneratorExit, CassetteMismatch)):
             return None
         transient = isinstance(error, LLMError) and error.transient
         asked = error.retry_after_s if isinstance(error, LLMError) else None
@@ -277,6 +288,8 @@ def _llm_failure(
         refused,
         start.reserved.as_usage(priced=start.priced) if answered else Usage(),
         answered and start.reserved.input_tokens > 0,
+        start.model,
+        heard,
     )
 
 

@@ -337,6 +337,7 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
         reserved: the worst case of the call, held until it has its outcome.
         max_output: tokens the reply may have at the most, where that was lowered to make the call fit; 0 otherwise.
         priced: whether the reservation's cost is known.
+        model: which model is asked, where the agent's model is made of several; empty otherwise.
     """
 
     step: int
@@ -348,6 +349,7 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
     reserved: Reservation = Reservation()
     max_output: int = 0
     priced: bool = False
+    model: str = ""
 
 
 class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -384,6 +386,8 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
         transient: whether the same call may succeed later.
         retry_in_s: seconds to wait before that, chosen with chance and therefore written down.
         estimated: the call was cut while it was answered; ``usage`` is the reservation.
+        model: which model was asked, where the agent's model is made of several; empty otherwise.
+        heard: a part of the reply had come.
     """
 
     step: int
@@ -397,6 +401,8 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     refused: bool = False
     usage: Usage = Usage()
     estimated: bool = False
+    model: str = ""
+    heard: bool = False
 
 
 class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):

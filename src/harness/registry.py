@@ -129,7 +129,7 @@ _NOT_SETTINGS = frozenset({"agent_id", "system_prompt", "llm", "token_counter", 
 def fingerprints(
     agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM, form: AnswerForm | None = None
 ) -> Fingerprints:
-    """Digest what a run is configured with. A type of answers counts by its schema, wherever it is defined."""
+    """Digest what a run is configured with. A type of answers counts by its schema, as the tool they are given by."""
     # Only what differs from the defaults, so that a setting a later release adds changes no digest.
     defaults = AgentConfig(agent.agent_id)
     settings = [
@@ -137,13 +137,11 @@ def fingerprints(
         for name in agent.__struct_fields__
         if name not in _NOT_SETTINGS and (value := getattr(agent, name)) != getattr(defaults, name)
     ]
-    if form is not None:
-        settings.append(("output", form.schema))
     return Fingerprints(
         agent=_digest(settings),
         prompt=_digest(agent.system_prompt),
         llm=f"{llm.provider}:{llm.name}",
-        tools={name: definition_hash(spec) for name, spec in specs.items()},
+        tools={spec.name: definition_hash(spec) for spec in (*specs.values(), *([form.tool] if form else []))},
     )
 
 

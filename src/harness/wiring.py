@@ -19,7 +19,7 @@ from harness.hitl.base import Approver
 from harness.hitl.gate import gate_of
 from harness.keys import place_of
 from harness.llm import as_llm
-from harness.llm.base import LLM, PricesCalls
+from harness.llm.base import LLM, PricesCalls, TakesTurns
 from harness.perform import Workbench
 from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
 from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
@@ -106,6 +106,7 @@ class Wiring:
         self._tools = tools
         self._llm = llm
         self._llms = llms
+        self._takes_turns = any(isinstance(model, TakesTurns) for model in (llm, *llms.values()))
         specs = {name: tool.spec for name, tool in tools.items()}
         count = counter_of(agent)
         form = None
@@ -138,7 +139,9 @@ class Wiring:
 
     def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
         """Build what a driver performs this agent's calls with."""
-        return Workbench(run_id, self.config, self._llm, self._llms, self._tools, store, log, self._deps)
+        return Workbench(
+            run_id, self.config, self._llm, self._llms, self._tools, store, log, self._deps, self._takes_turns
+        )
 
 
 class Wirings:

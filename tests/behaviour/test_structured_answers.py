@@ -41,7 +41,7 @@ from harness.events import TaskDone
 from harness.llm.base import LLMRequest, LLMResponse
 from harness.messages import Reasoning, Text, ToolCall, ToolResult
 from harness.records import ConfigDiffers, LLMFinished, Noted, RunFailed, ToolFinished
-from harness.testing import Reply, ScriptedLLM, call
+from harness.testing import CassetteLLM, Reply, ScriptedLLM, call
 
 
 class City(BaseModel):
@@ -332,8 +332,21 @@ async def test_a_type_counts_by_its_schema_when_a_run_is_resumed(store: Checkpoi
         return [entry.record.changes for entry in result.trace if isinstance(entry.record, ConfigDiffers)]
 
     assert await changes(made(1), made(1), "same") == []
-    assert await changes(made(1), made(2), "other") == [("the agent's settings",)]
-    assert await changes(None, made(2), "new") == [("the agent's settings",)]
+    assert await changes(made(1), made(2), "other") == [("tool 'final_answer' is defined differently",)]
+    assert await changes(None, made(2), "new") == [("tool 'final_answer' is new",)]
+
+
+async def test_a_run_s_journal_is_a_cassette_of_it_and_replays_its_output() -> None:
+    store, agent = MemoryCheckpointStore(), AgentConfig("a", output=City)
+    script = [call("look", what="Rome"), "It is Rome.", giving(ROME, confidence=0.5)]
+    first = await wire(store, ScriptedLLM(script), agent).run_agent("a", "Which?", run_id="r")
+    cassette = await CassetteLLM.from_run(store, "r")
+    again = await wire(MemoryCheckpointStore(), cassette, agent).run_agent("a", "Which?")
+    assert (again.output, again.confidence, again.answer) == (ROME, 0.5, first.answer)
+    async with wire(store, ScriptedLLM([]), agent).replay_stream("r") as replay:
+        assert [event.type.value async for event in replay][-1] == "TASK_DONE"
+    assert replay.result is not None
+    assert replay.result.output_as(City) == ROME
 
 
 # -- many agents -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from harness import (
     OpenAILLM,
     Parked,
     Plan,
+    Replay,
     RunQuery,
     RunResult,
     RunStream,
@@ -43,7 +44,7 @@ from harness import (
     maybe_resume_key,
     tool,
 )
-from harness.testing import RecordingTool, ScriptedLLM, call
+from harness.testing import CassetteLLM, RecordingTool, ScriptedLLM, call
 
 
 class Deps:
@@ -160,6 +161,22 @@ async def streaming() -> None:
             assert_type(event, Event)
             print(event.type, event.payload, event.token, event.timestamp)
     assert_type(stream.result, RunResult | None)
+    replay = runtime.replay_stream("my-run", speed=2)
+    assert_type(replay, Replay)
+    async with replay as shown:
+        async for event in shown:
+            assert_type(event, Event)
+    assert_type(replay.result, RunResult | None)
+
+
+async def recordings() -> None:
+    """A cassette is a model, made of a file or of a run."""
+    models: list[LLM] = [CassetteLLM("tapes/a.json", lambda: OpenAILLM("m"), record="missing", scrub=str.strip)]
+    cassette = await CassetteLLM.from_run(runtime.store, "my-run")
+    assert_type(cassette, CassetteLLM)
+    assert_type(cassette.unused, int)
+    CassetteLLM("tapes/a.json", record="sometimes")  # pyright: ignore[reportArgumentType]
+    AgentRuntime(llm=models[0])
 
 
 assert_type(runtime.run_sync(runtime.run_agent("reader", "Why?")), RunResult)

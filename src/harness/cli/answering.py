@@ -23,7 +23,6 @@ from harness.approval import (
 )
 from harness.cli import screen as screens
 from harness.cli.codes import FAILED, OK
-from harness.cli.commands import NoModel
 from harness.cli.stored import Found, key_of, open_store, read, status_of
 from harness.cli.text import count, safe
 from harness.errors import ConfigError
@@ -32,6 +31,7 @@ from harness.hitl.banner import described, scope_of
 from harness.hitl.base import ApprovalRequest
 from harness.hitl.shown import safe_word
 from harness.keys import join_key
+from harness.llm.absent import NoModel
 from harness.mailbox import Answer
 from harness.messages import JSON
 from harness.records import ApprovalRequested, ApprovalResolved, Audited

@@ -207,6 +207,24 @@ def show(
 
 
 @app.command
+def replay(
+    key: str,
+    /,
+    *,
+    speed: Annotated[float, Parameter(help="0: at once. 1: in the run's own time. 2: twice as fast.")] = 0.0,
+    json: Annotated[bool, Parameter(help="Print events as JSON lines.", negative="")] = False,
+) -> int:
+    """Show a run once more as it was shown while it ran, from its journal: nothing is asked, run or written.
+
+    Parameters
+    ----------
+    key
+        The run's key, or RUN:TASK:AGENT for one task of its plan.
+    """
+    return looking.replay(key, speed=speed, as_json=json)
+
+
+@app.command
 def approve(
     key: str,
     approval_id: str | None = None,
@@ -358,15 +376,17 @@ def fork(
     *,
     at: Annotated[int | None, Parameter(help="The first step that is not copied. [default: the last]")] = None,
     run_id: Annotated[str | None, Parameter(help="The new run's id.")] = None,
+    model: Model = NO_MODEL,
+    trust: Trust = NO_TRUST,
 ) -> int:
-    """Copy a run up to a step under a new key.
+    """Copy a run up to a step under a new key. With another model its resume goes on with that one.
 
     Parameters
     ----------
     key
         The run to copy.
     """
-    return commands.fork(key, at=at, run_id=run_id)
+    return commands.fork(key, _choices(model, NO_LIMITS), at=at, run_id=run_id, trust=trust.trust)
 
 
 @app.command

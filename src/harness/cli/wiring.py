@@ -49,11 +49,13 @@ class Wired(NamedTuple):
 
     Attributes:
         agent_id: the agent that runs it; empty where the run itself finds out who works.
+        origin: what its runs keep, so that a resume can build it again.
     """
 
     runtime: AgentRuntime
     agent_id: str
     limits: GuardrailConfig
+    origin: Origin
     facts: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -103,6 +105,7 @@ def wire(
         config=str(project.path.absolute()) if project else "",
         api_key_env=endpoint.key_env,
     )
+    origin = _origin(kept)
     runtime = AgentRuntime(
         llm=make_llm(endpoint),
         llm_by_site={site: make_llm(endpoint.with_model(model)) for site, model in told.llm.sites().items()},
@@ -114,10 +117,10 @@ def wire(
         approve_plans=bool(told.approve_plans),
         answer_within_s=told.answer_within_s,
         auto_resume=False,
-        origin=_origin(kept),
+        origin=origin,
     )
     who = f"agent {agent_id}" if agent_id else f"agents {', '.join(agent.agent_id for agent in agents)}"
-    return Wired(runtime, agent_id, limits, (who, f"model {endpoint.describe()}", f"folder {folder}"))
+    return Wired(runtime, agent_id, limits, origin, (who, f"model {endpoint.describe()}", f"folder {folder}"))
 
 
 def wire_demo(choices: Choices) -> Wired:
@@ -128,17 +131,19 @@ def wire_demo(choices: Choices) -> Wired:
     agent = READER if choices.max_steps is None else msgspec.structs.replace(READER, max_steps=choices.max_steps)
     limits = _limits(choices, GuardrailConfig())
     tools = ToolRegistry(file_tools(demo.FILES))
+    origin = _origin(choices)
     runtime = AgentRuntime(
         llm=demo.RecordedLLM(recording, fast=choices.fast),
         agents=[agent],
         tool_registry=tools,
         guardrail_config=limits,
         auto_resume=False,
-        origin=_origin(choices),
+        origin=origin,
     )
     replies = f"the model's replies are a recording of {recording.model}"
     notes = (f"Demonstration: {replies}; the tools run for real, on the files of this folder.",)
-    return Wired(runtime, agent.agent_id, limits, (f"agent {agent.agent_id}", f"folder {demo.FILES}"), notes)
+    facts = (f"agent {agent.agent_id}", f"folder {demo.FILES}")
+    return Wired(runtime, agent.agent_id, limits, origin, facts, notes)
 
 
 def _origin(choices: Choices) -> Origin:

@@ -11,7 +11,7 @@ import msgspec
 from harness.agent import LLMSettings
 from harness.budget import Usage
 from harness.messages import JSON, Message, Part
-from harness.records import FinishReason
+from harness.records import FinishReason, LLMFailed
 from harness.tools.base import ToolSpec
 
 
@@ -106,6 +106,55 @@ class PricesCalls(Protocol):
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Return micro-dollars for a call of this size, or None where the price is unknown. Quick: it may not wait."""
+        ...
+
+
+class Turn(Protocol):
+    """One call that is about to be made: it may have to be waited for, and one of several models is chosen for it."""
+
+    @property
+    def model(self) -> str:
+        """Name the model that is asked, where there are several; empty otherwise. It is written down with the call."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Say whether the call may be made now."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until it may be made."""
+        ...
+
+    def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+        """Make the call and yield its deltas, as ``LLM.stream`` does."""
+        ...
+
+    def goes_on(self, failed: LLMFailed, /) -> bool:
+        """Say whether, after this failure of the call, another model is asked, and at once."""
+        ...
+
+    def give_back(self) -> None:
+        """Let others have their turn: the call is over, or is not made. More than once does no harm."""
+        ...
+
+
+@runtime_checkable
+class TakesTurns(Protocol):
+    """A language model whose calls wait for their turn, or that chooses among models, before a call is written down.
+
+    A run asks for a turn when it is about to start a call, and starts it only once the turn is ready: what waits has no
+    record, holds no part of the budget, runs into no deadline of the call, and is not charged when its process dies.
+    """
+
+    def turn(self, request: LLMRequest, /, *, tokens: int, after: LLMFailed | None) -> Turn:
+        """Get in line. Quick: it may not wait.
+
+        Args:
+            request: what is going to be asked, as it stands.
+            tokens: the call's worst case, sent and received.
+            after: the failed attempt before this one at the same call.
+        """
         ...
 
 

@@ -162,8 +162,9 @@ def start_call(
             return [fitted]
         held = fitted
     max_output = held.output_tokens if held.output_tokens < most else 0
+    priced = price is not None and (held.cost_microusd > 0 or price(0, 0) is not None)
     return [
-        LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, price is not None)
+        LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, priced)
     ]  # fmt: skip
 
 
