@@ -10,6 +10,7 @@ from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.driver import Driver
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.keys import join_key, place_of
+from harness.raising import in_force
 from harness.records import Entry, Record, RunStarted
 from harness.result import RunResult, result_of, result_of_task, with_output
 from harness.state import RunState, fold
@@ -171,6 +172,9 @@ class ActiveRun:
         if seal is None and (self._state.audit or self._state.questions):
             # Elsewhere, where something was gated or somebody was there, the chain was begun or the question was asked.
             seal = wirings.people.seal
+        limits = in_force(self._state, wirings.limits, seal)
+        asked = self._state.raising
+        asks = limits.on_limit == "ask" or (asked.request is not None and asked.answer is None)
         self._driver_now = Driver(
             self._state,
             self._store,
@@ -179,7 +183,8 @@ class ActiveRun:
             self._owner,
             lease_s=self._lease_s,
             claimed_at=self._claimed_at,
-            wall_s=wirings.limits.max_wall_time_seconds,
+            # Whoever may be given more time does not lose the calls that are at work when it is over.
+            wall_s=None if asks else limits.max_wall_time_seconds,
             commit_every=wirings.commit_every(agent_id),
             only=self.only,
             approver=wirings.people.approver,

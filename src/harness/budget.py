@@ -105,6 +105,8 @@ class GuardrailConfig(Limits, frozen=True, kw_only=True):
         max_output_tokens: tokens received, over all calls.
         max_llm_calls: language model calls, failed attempts included.
         max_tool_calls: tool calls that were started.
+        on_limit: what becomes of a run that meets one of the six limits above: it fails, or it asks whether the limit
+            is raised. Where it asks, calls that are at work when the time is over are not cut.
         max_replan_count: how often a plan may be replaced.
         on_unpriced: whether a call of a model whose price is unknown is sent although money is limited.
         confidence_threshold: below this a task's answer counts as doubtful.
@@ -123,9 +125,19 @@ class GuardrailConfig(Limits, frozen=True, kw_only=True):
     max_wall_time_seconds: float | None = 180
     max_replan_count: int = 2
     confidence_threshold: float = 0.6
+    on_limit: Literal["fail", "ask"] = "fail"
     max_parallel_tasks: int = 16
     max_plan_tasks: int = 50
     max_delegate_depth: int = 3
+
+    def __post_init__(self) -> None:
+        if self.on_limit not in ("fail", "ask"):
+            raise ConfigError(f"GuardrailConfig.on_limit must be 'fail' or 'ask', not {self.on_limit!r}")
+        Limits.__post_init__(self)
+
+
+UNLIMITED = GuardrailConfig(max_total_cost_usd=None, max_wall_time_seconds=None)
+"""No limit at all."""
 
 
 class Spent(msgspec.Struct, gc=False):

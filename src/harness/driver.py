@@ -43,7 +43,7 @@ from harness.records import (
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, ScopeState, advance, open_questions, question_of
+from harness.state import RunState, ScopeState, advance, asked_about, open_questions, question_of
 from harness.strategies.base import Ask, Pause, Step, Strategy, Wait
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
@@ -319,7 +319,7 @@ class Driver:
             scope.pausing = True
             starts.append(step)
         elif type(step) is Ask:
-            (scope if step.index < 0 else scope.calls[step.index]).asking = True
+            asked_about(self.state, step.scope, step.index).asking = True
             starts.append(step)
         elif type(step) is Queued:
             starts.append(step)

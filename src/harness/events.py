@@ -716,7 +716,7 @@ def _approval_resolved(told: Projection, entry: r.Entry, record: r.ApprovalResol
         text=record.text,
         args=arguments_for_show(record.arguments),
     )
-    if record.decision != "steer":
+    if record.decision != "steer" or record.index == r.BUDGET:
         return (answered,)
     return (answered, Guidance(*common, text=record.text, by=record.by))
 

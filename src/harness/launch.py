@@ -24,6 +24,7 @@ from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
 from harness.plan import Plan, Task
+from harness.raising import overtaken
 from harness.records import (
     VERSION,
     ApprovalRequested,
@@ -405,6 +406,8 @@ class Launcher:
             if announce:
                 host.say(f"Changed since the run was last driven: {'; '.join(changes)}")
             opening.append(ConfigDiffers(changes, wiring.fingerprints, others))
+        if (voided := overtaken(state, self._wirings.limits)) is not None:
+            opening.append(voided)
         if state.failed is not None:
             opening.append(Reopened(state.failed.error))
         return opening

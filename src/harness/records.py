@@ -71,8 +71,12 @@ DecisionName: TypeAlias = Literal["approve", "session", "edit", "reject", "steer
 """What became of a question: yes once; yes for the rest of the run; yes with other arguments; no; no, but do this
 instead; nobody answered in time."""
 
-ApprovalKind: TypeAlias = Literal["tool", "in_doubt", "plan"]
-"""What is asked: may this call run; what becomes of one whose outcome is lost; may this plan be carried out."""
+ApprovalKind: TypeAlias = Literal["tool", "in_doubt", "plan", "budget"]
+"""What is asked: may this call run; what becomes of one whose outcome is lost; may this plan be carried out; is a limit
+of the run raised."""
+
+BUDGET = -2
+"""Stands for the position of a call where a question is about a limit of the run."""
 
 Complexity: TypeAlias = Literal["simple", "complex"]
 
@@ -171,12 +175,14 @@ class Continued(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
         tokens: estimated tokens of each.
         summary: what comes before them, where they are not all of it.
         summary_tokens: estimated tokens of that.
+        tainted: whether something untrusted had reached it; None where that is not known.
     """
 
     messages: tuple[Message, ...]
     tokens: tuple[int, ...]
     summary: str = ""
     summary_tokens: int = 0
+    tainted: bool | None = None
 
 
 class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -411,6 +417,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     Attributes:
         approval_id: the question whose answer allows it.
         rules: the rules that allow it.
+        untrusted: what it returns comes from outside: whoever reads it may be led astray.
     """
 
     step: int
@@ -422,6 +429,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     reconcile: bool = False
     approval_id: str = ""
     rules: tuple[str, ...] = ()
+    untrusted: bool = False
 
 
 class ToolNotDone(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -486,8 +494,9 @@ class ApprovalRequested(msgspec.Struct, frozen=True, gc=False, tag=True, omit_de
     Attributes:
         approval_id: names the question.
         digest: of everything that decides what would happen.
-        index: the call's position in its step; -1 for a plan.
-        tool, arguments: the call, with its whole arguments as JSON text; of a plan the plan itself.
+        index: the call's position in its step; -1 for a plan, BUDGET for a limit of the run.
+        tool, arguments: the call, with its whole arguments as JSON text; of a plan the plan itself; of a limit its
+            name, what it is, what is spent and what it is to be raised to.
         reason: why it is asked.
         session: what "allow for this session" would cover; empty where that is not offered.
         expires_at: when it is too late to answer, seconds since the epoch; 0 for never.

@@ -45,6 +45,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
         asking: somebody is being asked in this process (never journaled).
         child: the scope it was delegated to; empty for a tool.
         closed: how that ended.
+        untrusted: what it returns comes from outside, or from an agent that something from outside has reached.
         result: its outcome, once there is one.
     """
 
@@ -63,6 +64,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     asking: bool = False
     child: str = ""
     closed: r.ScopeClosed | None = None
+    untrusted: bool = False
     result: r.ToolFinished | None = None
 
     @property
@@ -86,6 +88,7 @@ class TaskState(msgspec.Struct, eq=False):
         child: the scope of the last attempt.
         closed: how that ended.
         reason: why it was skipped.
+        tainted: something untrusted had reached the agent of an attempt.
     """
 
     task: Task
@@ -94,6 +97,7 @@ class TaskState(msgspec.Struct, eq=False):
     child: str = ""
     closed: r.ScopeClosed | None = None
     reason: str = ""
+    tainted: bool = False
 
     @property
     def is_good(self) -> bool:
@@ -209,6 +213,7 @@ class ScopeState:
         away_s: seconds since then that count as somebody else's: those of helpers, and of summaries.
         helpers: pieces of work it has delegated that are not done.
         helped_since_s, asked_since_s: when the first of these began; when it last asked for a word or a summary.
+        tainted: something untrusted has reached the model; that never ends.
     """
 
     __slots__ = (
@@ -255,6 +260,7 @@ class ScopeState:
         "strategy",
         "summary",
         "summary_tokens",
+        "tainted",
         "tokens",
         "total_tokens",
         "waited",
@@ -272,6 +278,7 @@ class ScopeState:
         self.request: r.ApprovalRequested | None = None
         self.answer: r.ApprovalResolved | None = None
         self.asking = False
+        self.tainted = False
         self.begin(goal, tokens, agent_id=agent_id, strategy=strategy)
 
     def begin(self, goal: str, tokens: int, *, agent_id: str, strategy: r.StrategyName) -> None:
@@ -352,6 +359,24 @@ class ScopeState:
         self.total_tokens += tokens
 
 
+class Raising(msgspec.Struct, eq=False):
+    """The question whether a limit of the run is raised.
+
+    Attributes:
+        asked: how often that was asked.
+        request, answer, asking: the last such question, as for a call.
+        since: when somebody last took the run, or answered in it, seconds since the epoch.
+        since_active_s: how many seconds the run had been driven then.
+    """
+
+    asked: int = 0
+    request: r.ApprovalRequested | None = None
+    answer: r.ApprovalResolved | None = None
+    asking: bool = False
+    since: float = 0.0
+    since_active_s: float = 0.0
+
+
 class RunState:
     """What a journal means now.
 
@@ -371,7 +396,10 @@ class RunState:
         accounts: what each agent and each task that has limits of its own has used and holds.
         reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
-        questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
+        questions: scope and position of the call each question is about, by its id; the position is -1 for a plan,
+            BUDGET for a limit of the run.
+        raising: the question about a limit.
+        raises: such questions that were answered with a yes, with the answers; whether they hold is not looked at here.
         allowed: for each scope of "allow for this session", the question and the answer it comes from.
         uses: calls that each rule has allowed.
         commands: ids of the mailbox's commands that were taken.
@@ -383,6 +411,7 @@ class RunState:
         over: the final record, if the run is over for good.
         failed: the failure it stopped with, until it is reopened.
         summarizations: compactions done.
+        taint_unknown: a part of the past is from a release that did not note what is untrusted.
     """
 
     __slots__ = (
@@ -406,6 +435,8 @@ class RunState:
         "parked",
         "process",
         "questions",
+        "raises",
+        "raising",
         "reserved",
         "run_id",
         "scopes",
@@ -415,6 +446,7 @@ class RunState:
         "started",
         "steps",
         "summarizations",
+        "taint_unknown",
         "uses",
     )
 
@@ -438,6 +470,8 @@ class RunState:
         self.reserved = Held()
         self.in_flight = 0
         self.questions: dict[str, tuple[str, int]] = {}
+        self.raising = Raising()
+        self.raises: tuple[tuple[r.ApprovalRequested, r.ApprovalResolved], ...] = ()
         self.allowed: dict[str, tuple[r.ApprovalRequested, r.ApprovalResolved]] = {}
         self.uses: dict[str, int] = {}
         self.commands: set[str] = set()
@@ -449,6 +483,7 @@ class RunState:
         self.over: r.RunFinished | r.RunCancelled | None = None
         self.failed: r.RunFailed | None = None
         self.summarizations = 0
+        self.taint_unknown = False
 
     @property
     def plan(self) -> PlanState | None:
@@ -462,9 +497,17 @@ def question_of(state: RunState, approval_id: str) -> r.ApprovalRequested | None
     place = state.questions.get(approval_id)
     if place is None or place[0] not in state.scopes:
         return None
-    scope, index = state.scopes[place[0]], place[1]
-    asked = scope if index < 0 else scope.calls[index] if index < len(scope.calls) else None
-    return asked.request if asked is not None and asked.answer is None else None
+    if place[1] >= len(state.scopes[place[0]].calls):
+        return None
+    asked = asked_about(state, *place)
+    return asked.request if asked.answer is None else None
+
+
+def asked_about(state: RunState, scope: str, index: int) -> CallState | ScopeState | Raising:
+    """Return what a question is about: a call by its position, the plan of a scope, or a limit of the run."""
+    if index == r.BUDGET:
+        return state.raising
+    return state.scopes[scope].calls[index] if index >= 0 else state.scopes[scope]
 
 
 def open_questions(state: RunState) -> list[r.ApprovalRequested]:
@@ -531,6 +574,10 @@ def advance(state: RunState, record: r.Record, at: float) -> None:
     _APPLY[type(record)](state, record, at)
 
 
+_NOTES_TAINT = 4
+"""The first version of the records that notes what is untrusted."""
+
+
 def _clock(spent: Spent, clock_s: float) -> None:
     spent.active_s = max(spent.active_s, clock_s)
 
@@ -542,6 +589,7 @@ def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
         state.ledger = state.inherited
     state.fingerprints = record.fingerprints
     state.agents = record.agents
+    state.taint_unknown = record.version < _NOTES_TAINT
     root = ScopeState("", record.goal, record.tokens, agent_id=record.agent_id, strategy=record.strategy)
     state.scopes[""] = root
 
@@ -549,6 +597,8 @@ def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
 def _continued(state: RunState, record: r.Continued, _at: float) -> None:
     root = state.scopes[""]
     root.history = record
+    root.tainted = record.tainted is True
+    state.taint_unknown = state.taint_unknown or record.tainted is None
     root.begin(root.goal, root.tokens[-1], agent_id=root.agent_id, strategy=root.strategy)
 
 
@@ -562,6 +612,8 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
     state.reserved = Held()
     for account in state.accounts.values():
         account.held = Held()
+    state.raising.asking = False
+    _look_at_clock(state, at)
     for scope in state.scopes.values():
         if (cut := scope.llm) is not None and cut.reserved.input_tokens:
             # Its process is dead, and what the provider made of it is not known: the worst is assumed.
@@ -614,6 +666,8 @@ def _planned(state: RunState, record: r.Planned, _at: float) -> None:
 def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     scope = state.scopes[record.scope]
     plan = _plan_of(scope)
+    # Whoever wrote the new tasks was told the results of the old ones.
+    scope.tainted = scope.tainted or any(task.tainted for task in plan.tasks.values())
     kept = {task_id: plan.tasks[task_id] for task_id in record.kept}
     for task in kept.values():  # what a kept one did without is gone, and its id may be another's now
         needs = tuple(need for need in task.task.depends_on if need in kept)
@@ -634,6 +688,7 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     child.began_s = state.ledger.active_s
     state.scopes[record.child] = child
     parent = state.scopes[record.scope]
+    child.tainted = parent.tainted
     if not record.task_id:
         if not parent.helpers:
             parent.helped_since_s = child.began_s
@@ -652,6 +707,8 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     task.attempts += 1
     task.child = record.child
     task.closed = None
+    if not child.tainted:  # it is shown the results of what it builds on
+        child.tainted = any(plan.tasks[need].tainted for need in task.task.depends_on if need in plan.tasks)
     plan.begun[record.task_id] = record.attempt
     plan.running[record.agent_id] = plan.running.get(record.agent_id, 0) + 1
 
@@ -667,11 +724,13 @@ def _scope_closed(state: RunState, record: r.ScopeClosed, _at: float) -> None:
         for call in parent.calls:
             if call.child == record.child:
                 call.closed = record
+                call.untrusted = child.tainted
         return
     plan = parent.plan
     plan.running[child.agent_id] -= 1
     plan.close(child.place.task_id, record)
     task = plan.tasks[child.place.task_id]
+    task.tainted = task.tainted or child.tainted
     if task.task.on_failure == "abort" and (record.doubtful or not record.success):
         state.aborted = task.task.id
 
@@ -913,6 +972,8 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     call = state.scopes[record.scope].calls[record.index]
     call.started_epoch = state.epoch
     state.in_flight += 1
+    if record.untrusted:
+        call.untrusted = True
     if record.reconcile:
         return
     call.started_at = at
@@ -968,6 +1029,8 @@ def _step_done(scope: ScopeState) -> None:
         parts.append(ToolResult(call.id, name, text, is_error))
         if result.images:
             images += result.images
+        if state.untrusted:
+            scope.tainted = True
         tokens += result.tokens
         seen.add((name, call.arguments, text))
     scope.say(Message("tool", (*parts, *images)), tokens)
@@ -988,8 +1051,7 @@ def _guide(scope: ScopeState) -> None:
 
 
 def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float) -> None:
-    scope = state.scopes[record.scope]
-    asked = _about(scope, record)
+    asked = asked_about(state, record.scope, record.index)
     if type(asked) is CallState and record.kind == "tool":
         asked.edited = ""
     asked.asked += 1
@@ -999,13 +1061,10 @@ def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float
     state.questions[record.approval_id] = (record.scope, record.index)
 
 
-def _about(scope: ScopeState, record: r.ApprovalRequested | r.ApprovalVoided) -> CallState | ScopeState:
-    return scope.calls[record.index] if record.index >= 0 else scope
-
-
-def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) -> None:
+def _approval_resolved(state: RunState, record: r.ApprovalResolved, at: float) -> None:
     scope = state.scopes[record.scope]
-    asked = scope.calls[record.index] if record.index >= 0 else scope
+    asked = asked_about(state, record.scope, record.index)
+    _look_at_clock(state, at)
     asked.answer = record
     asked.asking = False
     state.questions.pop(record.approval_id, None)
@@ -1013,6 +1072,10 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
         state.commands.add(record.command_id)
     request = asked.request
     if request is None:
+        return
+    if request.kind == "budget":
+        if record.decision in ("approve", "edit"):
+            state.raises = (*state.raises, (request, record))
         return
     if record.decision == "edit" and request.kind == "tool" and type(asked) is CallState:
         asked.edited = record.arguments
@@ -1023,8 +1086,13 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
         scope.guidance.append((record.text, record.tokens))
 
 
+def _look_at_clock(state: RunState, at: float) -> None:
+    state.raising.since = at
+    state.raising.since_active_s = state.spent.active_s
+
+
 def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> None:
-    asked = _about(state.scopes[record.scope], record)
+    asked = asked_about(state, record.scope, record.index)
     if type(asked) is CallState and asked.request is not None and asked.request.kind == "tool":
         asked.edited = ""
     asked.request = None
@@ -1032,6 +1100,7 @@ def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> N
     asked.asking = False
     state.questions.pop(record.approval_id, None)
     state.allowed = {scope: by for scope, by in state.allowed.items() if by[0].approval_id != record.approval_id}
+    state.raises = tuple(by for by in state.raises if by[0].approval_id != record.approval_id)
 
 
 def _guided(state: RunState, record: r.Guided, _at: float) -> None:
@@ -1095,6 +1164,8 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
     state.failed = None
     state.ended = state.parked is not None
     state.aborted = ""
+    if state.raising.answer is not None:
+        state.raising.request = state.raising.answer = None
     for scope in state.scopes.values():
         scope.step_base = scope.step
         scope.failure = None

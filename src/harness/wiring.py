@@ -28,7 +28,7 @@ from harness.strategies.base import Member, RunConfig
 from harness.stream import RunLog
 from harness.tools import definition_hash
 from harness.tools.answer import AnswerForm, answer_form
-from harness.tools.base import Tool
+from harness.tools.base import Tool, ToolSpec
 from harness.tools.delegate import DelegateTool
 from harness.working_memory import TokenCounter, chars_over_four
 
@@ -114,9 +114,9 @@ class Wiring:
             whose, sure = f"AgentConfig.output of agent {agent.agent_id!r}", agent.confidence_from_llm
             form = answer_form(agent.output, whose, taken=specs, confidence=sure)
         told = [*specs.values(), *([form.tool] if form is not None else [])]
-        overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in told)
+        overhead = count(agent.system_prompt) + sum(count(_as_told(spec)) for spec in told)
         gate = gate_of(agent, specs, people.policy, limits.max_total_cost_usd)
-        gated = gate is not None or people.are_here or people.approve_plans
+        gated = gate is not None or people.are_here or people.approve_plans or limits.on_limit == "ask"
         self.config = RunConfig(
             agent,
             specs,
@@ -240,6 +240,7 @@ class Wirings:
         """Return what signs answers in a run; None where nothing in it is gated."""
         agents = {agent_id, *self.others(agent_id)}
         gated = self.people.are_here or (agent_id == COORDINATOR and self.people.approve_plans)
+        gated = gated or self.limits.on_limit == "ask"
         if gated or any(self.of(agent).config.gate is not None for agent in agents):
             return self.people.seal
         return None
@@ -287,6 +288,11 @@ class Wirings:
 
     def _member(self, agent: AgentConfig) -> Member:
         return Member(agent, counter_of(agent), tuple(self._tools.of_agent(agent)))
+
+
+def _as_told(spec: ToolSpec) -> str:
+    """Return a tool's definition as text, without what no model is told."""
+    return str(msgspec.to_builtins(msgspec.structs.replace(spec, workspace="", untrusted=False)))
 
 
 def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:

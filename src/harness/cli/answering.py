@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
 
+import msgspec
+
 from harness import host
 from harness.approval import (
     Approve,
@@ -34,6 +36,7 @@ from harness.keys import join_key
 from harness.llm.absent import NoModel
 from harness.mailbox import Answer
 from harness.messages import JSON
+from harness.raising import invalid_raise
 from harness.records import ApprovalRequested, ApprovalResolved, Audited
 from harness.runtime import AgentRuntime
 from harness.state import fold, open_questions
@@ -183,6 +186,10 @@ def _check(question: Question, decision: Decision) -> None:
         raise ConfigError(f"{request.approval_id} cannot be allowed for the session: --yes allows this one call")
     if isinstance(decision, Edit) and request.kind == "in_doubt":
         raise ConfigError("a call in doubt cannot be edited: --yes runs it again, --say TEXT says what came of it")
+    if isinstance(decision, Edit) and request.kind == "budget":
+        wrong = invalid_raise(request.arguments, msgspec.json.encode(decision.arguments).decode())
+        if wrong:
+            raise ConfigError(f"the limit cannot be raised to that: {wrong}")
 
 
 def _show(found: Found, questions: list[Question], *, as_json: bool) -> None:
@@ -249,10 +256,14 @@ def _how_to_answer(request: ApprovalRequest) -> str:
         answers.insert(1, "--session")
     if request.kind != "in_doubt":
         answers.insert(-1, "--edit FILE")
+    if request.kind == "budget":
+        answers.remove("--say TEXT")
     return f"Answer: harness approve {shlex.quote(request.key)} {request.approval_id} ({' | '.join(answers)})"
 
 
 def _words_of(decision: Decision, question: Question) -> str:
+    if question.request.kind == "budget":
+        return _words_on_limit(decision)
     match decision:
         case Approve():
             return "approved once"
@@ -267,6 +278,16 @@ def _words_of(decision: Decision, question: Question) -> str:
             return "rejected"
         case Steer():
             return "answered"
+
+
+def _words_on_limit(decision: Decision) -> str:
+    match decision:
+        case Approve() | ApproveForSession():
+            return "raised as proposed"
+        case Edit():
+            return "raised to what was written"
+        case Reject() | Steer():
+            return "not raised"
 
 
 # -- steer, cancel ------------------------------------------------------------------------------

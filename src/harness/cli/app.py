@@ -350,7 +350,9 @@ def explain_call(
         Literal["read", "idempotent", "once"] | None,
         Parameter(help="The tool's effect. [default: read of a file tool, else once]"),
     ] = None,
-    workspace: Annotated[Path | None, Parameter(help="The folder the tool works in. [default: none]")] = None,
+    workspace: Annotated[
+        Path | None, Parameter(help="The folder the tool works in. [default: this one for a file tool, else none]")
+    ] = None,
     json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
 ) -> int:
     """Say what becomes of a call, and why. Nothing runs. Exit code 0: allowed, 3: asked about, 1: forbidden.

@@ -115,6 +115,7 @@ class BudgetTable(Strict):
     max_tool_calls: _Limit | None = None
     max_replan_count: _Limit | None = None
     on_unpriced: Literal["allow", "refuse"] | None = None
+    on_limit: Literal["fail", "ask"] | None = None
     confidence_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     max_parallel_tasks: Annotated[int, Field(ge=1)] | None = None
     max_plan_tasks: Annotated[int, Field(ge=1)] | None = None

@@ -140,7 +140,7 @@ def _show(found: Found, screen: screens.Plain | Tree, status: RunStatus) -> None
         screen.end(result)
         report(result, found.scope, over=state.over is not None, origin=started.origin)
     else:
-        screen.note(f"{count(state.steps, 'step')} · {ledger.line()}")
+        screen.note(f"{count(state.steps, 'step')} · {ledger.total()}")
         key = found.key if found.scope else key_of(state)
         print(f"Resume: {safe(host.resume_command(started.origin, key))}", flush=True)
 
@@ -221,7 +221,8 @@ def _used(record: LLMFinished) -> str:
     used = record.usage
     price = "" if used.unpriced else f" · ${used.cost_usd:.4f}"
     site = "" if record.purpose in ("step", "compaction") else f"{SITE_OF[record.purpose]}: "
-    return f"{site}{used.input_tokens:,} tokens in, {used.output_tokens:,} out{price}"
+    estimated = " (estimated)" if record.estimated else ""
+    return f"{site}{used.input_tokens:,} tokens in, {used.output_tokens:,} out{price}{estimated}"
 
 
 def events_of(found: Found, *, last: bool = False) -> list[Event]:

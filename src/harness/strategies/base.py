@@ -7,19 +7,33 @@ from typing import TypeAlias, final
 
 import msgspec
 
+from harness import raising
 from harness.agent import AgentConfig
 from harness.approval import Gate, Seal
 from harness.budget import (
     ASSUMED_OUTPUT_TOKENS,
+    UNLIMITED,
     Account,
     GuardrailConfig,
+    Held,
     Limits,
     Price,
     Reservation,
+    Spent,
     exceeded,
     reserve,
 )
-from harness.records import FailureReason, LLMFailed, LLMPurpose, LLMStarted, Record, RunFailed, ScopeClosed
+from harness.records import (
+    BUDGET,
+    ApprovalVoided,
+    FailureReason,
+    LLMFailed,
+    LLMPurpose,
+    LLMStarted,
+    Record,
+    RunFailed,
+    ScopeClosed,
+)
 from harness.state import RunState, ScopeState, shares
 from harness.tools.answer import AnswerForm
 from harness.tools.base import ToolSpec
@@ -108,7 +122,7 @@ class Ask(msgspec.Struct, frozen=True):
 
     Attributes:
         scope: the scope it is about.
-        index: the position of the call; -1 for a plan.
+        index: the position of the call; -1 for a plan, BUDGET for a limit of the run.
         approval_id: the question.
     """
 
@@ -125,10 +139,41 @@ Strategy: TypeAlias = Callable[[ScopeState, RunState, RunConfig], Sequence[Step]
 """Pure and total. An empty answer means that the scope waits for what is in flight."""
 
 
-def out_of_budget(scope: ScopeState, run: RunState, limit: str) -> Sequence[Step]:
-    """End the whole run at a limit, once what is in flight anywhere in it has its outcome."""
+NOTHING = Reservation()
+"""Of a call that needs no more than to be started."""
+
+
+def limits_of(run: RunState, config: RunConfig) -> GuardrailConfig:
+    """Return the limits in force: those of the configuration, with what people have raised in this run."""
+    return raising.in_force(run, config.limits, config.seal) if run.raises else config.limits
+
+
+def out_of_budget(
+    scope: ScopeState, run: RunState, config: RunConfig, limit: str, needed: Reservation = NOTHING
+) -> Sequence[Step]:
+    """End the whole run at a limit, or ask whether it is raised, once nothing is in flight anywhere in it.
+
+    Args:
+        scope: the scope that met the limit.
+        run: the run.
+        config: whether people are asked.
+        limit: which limit it is, in words that begin with its name.
+        needed: what the call at hand needs.
+    """
     if run.in_flight:
         return [Wait(scope.scope)]
+    request, answer = run.raising.request, run.raising.answer
+    if request is not None and answer is None:
+        return [Wait(scope.scope) if run.raising.asking else Ask("", BUDGET, request.approval_id)]
+    if request is not None and answer is not None:
+        if wrong := raising.wrong_with(run.run_id, request, answer, config.seal):
+            return [ApprovalVoided(request.approval_id, wrong, request.step, BUDGET)]
+        if answer.decision not in ("approve", "edit"):
+            why = "nobody answered in time" if answer.decision == "expired" else answer.text or "no reason given"
+            return [fail_run(run, "budget", f"{limit}, and a human has not raised it: {why}")]
+    if config.limits.on_limit == "ask" and raising.limit_in(limit):
+        expires_at = raising.expiry(run, config.answer_within_s)
+        return [raising.question(run, limits_of(run, config), limit, needed, expires_at)]
     return [fail_run(run, "budget", f"{limit}; raise the limit and resume to go on")]
 
 
@@ -149,10 +194,13 @@ def start_call(
     asked = config.agent.llm_settings.max_output_tokens
     price = config.price if purpose == "step" else config.prices.get(purpose, config.price)
     estimate = int(tokens * scope.calibration) if scope.calibration > 1 else tokens
-    held = reserve(run.spent, run.reserved, config.limits, tokens=estimate, output=asked, price=price)
+    limits = config.limits if not run.raises else limits_of(run, config)
+    held = reserve(run.spent, run.reserved, limits, tokens=estimate, output=asked, price=price)
     if type(held) is not Reservation:
         assert type(held) is str  # the other of the two
-        return out_of_budget(scope, run, exceeded(run.spent, config.limits) or held)
+        needed = reserve(Spent(), Held(), UNLIMITED, tokens=estimate, output=asked, price=price)
+        assert type(needed) is Reservation  # nothing limits it
+        return out_of_budget(scope, run, config, exceeded(run.spent, limits) or held, needed)
     most = ASSUMED_OUTPUT_TOKENS if asked is None else asked
     if held.output_tokens < most and run.reserved.output_tokens:
         return [Wait(scope.scope)]
@@ -271,8 +319,8 @@ def ask(
     """
     if scope.llm is not None or scope.pausing:
         return ()
-    if limit := exceeded(run.spent, config.limits):
-        return out_of_budget(scope, run, limit)
+    if limit := exceeded(run.spent, limits_of(run, config)):
+        return out_of_budget(scope, run, config, limit)
     failure = scope.failure
     if failure is not None:
         if not failure.transient or scope.failures >= config.agent.max_llm_attempts:

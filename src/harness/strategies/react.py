@@ -36,6 +36,7 @@ from harness.strategies.base import (
     at_ceiling,
     ceilings,
     fail_scope,
+    limits_of,
     out_of_budget,
     parent_of,
     start_call,
@@ -64,8 +65,8 @@ def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     if scope.llm is not None or scope.pausing:
         return ()
     agent = config.agent
-    if limit := wall_is_over(run.spent, config.limits):
-        return out_of_budget(scope, run, limit)
+    if limit := wall_is_over(run.spent, config.limits if not run.raises else limits_of(run, config)):
+        return out_of_budget(scope, run, config, limit)
     if (failure := scope.failure) is not None and not scope.compaction_failed:
         if not failure.transient or scope.failures >= agent.max_llm_attempts:
             if failure.purpose == "step":
@@ -127,11 +128,12 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
             waiting.append(index)
     if not waiting:
         return ()
-    if over := wall_is_over(run.spent, config.limits):
-        return out_of_budget(scope, run, over)
+    limits = config.limits if not run.raises else limits_of(run, config)
+    if over := wall_is_over(run.spent, limits):
+        return out_of_budget(scope, run, config, over)
     todo: list[Step] = []
     end: Step | None = None
-    allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
+    allowed, started = limits.max_tool_calls, run.spent.tool_calls
     uses = run.uses if config.gate is None else dict(run.uses)
     for index in waiting:
         step = _next_for(scope, run, config, index, uses)
@@ -143,7 +145,7 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
                 break
             if allowed is not None and not (is_tool and step.reconcile):
                 if started >= allowed:
-                    return todo or out_of_budget(scope, run, f"max_tool_calls={allowed} is reached")
+                    return todo or out_of_budget(scope, run, config, f"max_tool_calls={allowed} is reached")
                 started += 1
             if run.accounts and not (is_tool and step.reconcile):
                 if full := _tools_are_used_up(scope, run, config, begun):
@@ -192,7 +194,9 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, u
         in_doubt = effect == "once" or (call.copied and effect != "read")
         if in_doubt and not call.may_run:
             if spec.reconciles and not call.copied:
-                return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
+                return ToolStarted(
+                    scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True, untrusted=spec.untrusted
+                )
             return _in_doubt(scope, run, config, index, spec)
     if config.gate is not None or call.request is not None:
         passed = gate(scope, run, config, index, spec, uses)
@@ -203,8 +207,17 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, u
     if spec.delegate_to:
         return _delegate(scope, config, index, call, spec.delegate_to)
     return ToolStarted(
-        scope.step, index, name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
-    )  # fmt: skip
+        scope.step,
+        index,
+        name,
+        effect,
+        scope.scope,
+        call.attempt + 1,
+        False,
+        passed.approval_id,
+        passed.rules,
+        spec.untrusted,
+    )
 
 
 def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Step | None:
@@ -220,8 +233,17 @@ def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, s
 def _start(scope: ScopeState, index: int, call: CallState, spec: ToolSpec, passed: Passed) -> ToolStarted:
     effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
     return ToolStarted(
-        scope.step, index, spec.name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
-    )  # fmt: skip
+        scope.step,
+        index,
+        spec.name,
+        effect,
+        scope.scope,
+        call.attempt + 1,
+        False,
+        passed.approval_id,
+        passed.rules,
+        spec.untrusted,
+    )
 
 
 def _delegate(
