@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.agent import AgentConfig, LLMSettings
-    from harness.budget import GuardrailConfig, Usage
+    from harness.budget import GuardrailConfig, Limits, Usage
     from harness.checkpoint import (
         CheckpointStore,
         FileCheckpointStore,
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "harness.agent": ("AgentConfig", "LLMSettings"),
-    "harness.budget": ("GuardrailConfig", "Usage"),
+    "harness.budget": ("GuardrailConfig", "Limits", "Usage"),
     "harness.checkpoint": (
         "CheckpointStore",
         "FileCheckpointStore",
@@ -157,6 +157,7 @@ __all__ = [
     "LLMRefused",
     "LLMSettings",
     "LLMUnavailable",
+    "Limits",
     "MalformedResponse",
     "MemoryCheckpointStore",
     "Message",

@@ -22,6 +22,7 @@ from harness.agent import AgentConfig
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
 from harness.errors import CassetteMismatch, LLMError, LLMRefused, MalformedResponse, ToolError
+from harness.llm.answer import with_answer
 from harness.llm.base import (
     LLM,
     LLMDelta,
@@ -120,6 +121,8 @@ class Workbench:
     def __post_init__(self) -> None:
         self.agent = self.config.agent
         self.specs = tuple(self.config.tools.values())
+        if self.config.answer is not None:
+            self.specs = (*self.specs, self.config.answer.tool)
 
     def llm_for(self, purpose: LLMPurpose) -> LLM:
         """Return the model that is asked for a purpose."""
@@ -260,6 +263,8 @@ def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLM
     if start.max_output:
         settings = msgspec.structs.replace(settings, max_output_tokens=start.max_output)
     if start.purpose == "step":
+        if (form := bench.config.answer) is not None:
+            return LLMRequest(agent.system_prompt, scope.view(), bench.specs, settings, answer_tool=form.tool.name)
         return LLMRequest(agent.system_prompt, scope.view(), bench.specs, settings, agent.confidence_from_llm)
     if start.purpose == "compaction":
         text = working_memory.transcript(scope, start.upto)
@@ -270,6 +275,8 @@ def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLM
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
     """Write down a reply. A model object may be anybody's: raises where the journal could not be read back."""
+    if (form := bench.config.answer) is not None and start.purpose == "step":
+        response = with_answer(response, form)
     parts = tuple([_clean(part) for part in response.parts])
     if response.finish not in _FINISHES:
         raise ValueError(f"its finish reason must be one of {', '.join(_FINISHES)}, not {response.finish!r}")

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, cast
 
 import msgspec
 
-from harness.budget import Reservation, Spent, Usage
+from harness.budget import Limits, Reservation, Spent, Usage
 from harness.errors import CheckpointCorrupt, RecordTooNew
 from harness.messages import Image, Message, Part
 from harness.plan import Task
@@ -193,12 +193,17 @@ class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaul
     process: ProcessId
 
 
-class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """A resume found a configuration other than the last one, and goes on with the new one."""
+class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A resume found a configuration other than the last one, and goes on with the new one.
+
+    Attributes:
+        task_limits: limits of tasks of the plan in force that are others now, by id; None for none of its own.
+    """
 
     changes: tuple[str, ...]
     fingerprints: Fingerprints
     agents: dict[str, Fingerprints] = {}
+    task_limits: dict[str, Limits | None] = {}
 
 
 class Dispatched(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -652,12 +657,15 @@ class Share(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     Attributes:
         site: ``agent``, ``summariser``, ``classifier``, ``router``, ``planner`` or ``synthesiser``.
+        active_s: seconds at work: an agent's with its model and its tools, not waiting for work it has delegated; of
+            another site its model calls. Work at the same time counts for each that does it.
     """
 
     site: Site
     usage: Usage
     agent_id: str = ""
     task_id: str = ""
+    active_s: float = 0.0
 
 
 class RunFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):

@@ -27,6 +27,7 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
         response_schema: a JSON schema the reply must match; None for free text or tool calls.
         reattach: the id of a response that this very request has been given before: its answer is fetched, and nothing
             is bought. Only a model that ``Reattaches`` is asked for one.
+        answer_tool: which of the tools the final answer is given by; empty where the answer is text.
     """
 
     system: str
@@ -36,6 +37,7 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
     confidence: bool = False
     response_schema: Mapping[str, JSON] | None = None
     reattach: str = ""
+    answer_tool: str = ""
 
 
 @final
