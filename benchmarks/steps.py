@@ -464,29 +464,6 @@ def memory_of_runs(kind: str) -> None:
     print(asyncio.run(main()))
 
 
-def tokens(_folder: Folder) -> None:
-    heading("W5  one streamed token, with a viewer that takes it")
-    columns()
-    words, steps = 2_000, 5
-
-    async def mine_once() -> None:
-        wired = runtime(ZeroLLM(steps, words=words), MemoryCheckpointStore(), steps)
-        async with wired.run_agent_stream("worker", GOAL, tokens=True) as stream:
-            async for _ in stream:
-                pass
-        check(stream.result)
-
-    async def other_once() -> None:
-        for _ in range(steps + 1):
-            async for _ in ZeroLLM(steps, words=words).stream(LLMRequest("", ())):
-                pass
-
-    mine, other = alternate(7, lambda: measure(mine_once), lambda: measure(other_once))
-    count = words * (steps + 1)
-    our = us(mine.cpu, count)
-    row("CPU per token", our, us(other.cpu, count), "us", target="<= 0.5 us", reached=our <= 0.5)
-
-
 def importing(_folder: Folder) -> None:
     heading("W6  start and import")
     columns()
@@ -632,7 +609,6 @@ WORKLOADS = {
     "durable": durable,
     "parallel": parallel,
     "many": many,
-    "tokens": tokens,
     "importing": importing,
     "resuming": resuming,
     "many-durable": many_durable,

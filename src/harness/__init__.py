@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.agent import AgentConfig, LLMSettings
-    from harness.budget import GuardrailConfig, Usage
+    from harness.budget import GuardrailConfig, Limits, Usage
     from harness.checkpoint import (
         CheckpointStore,
         FileCheckpointStore,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SQLiteCheckpointStore,
     )
     from harness.errors import (
+        CassetteMismatch,
         CheckpointConflict,
         CheckpointCorrupt,
         CheckpointError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         LLMError,
         LLMHTTPError,
         LLMRefused,
+        LLMUnavailable,
         MalformedResponse,
         MissingExtra,
         OwnershipLost,
@@ -43,12 +45,20 @@ if TYPE_CHECKING:
     )
     from harness.events import BusEvent, Event, EventType
     from harness.host import maybe_resume_key
+    from harness.llm.anthropic import AnthropicLLM
     from harness.llm.base import LLM
+    from harness.llm.breaker import CircuitBreaker
+    from harness.llm.fallback import FallbackLLM
+    from harness.llm.governed import GovernedLLM
     from harness.llm.openai import OpenAILLM
+    from harness.llm.rate import RateLimit
+    from harness.llm.responses import OpenAIResponsesLLM
+    from harness.llm.routing import RoutingLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
     from harness.records import Entry, TaskResult
     from harness.registry import AgentRegistry, ToolRegistry
+    from harness.replay import Replay
     from harness.result import Cancelled, Failed, Finished, Parked, RunResult
     from harness.run_stream import RunStream
     from harness.runtime import AgentRuntime
@@ -57,7 +67,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "harness.agent": ("AgentConfig", "LLMSettings"),
-    "harness.budget": ("GuardrailConfig", "Usage"),
+    "harness.budget": ("GuardrailConfig", "Limits", "Usage"),
     "harness.checkpoint": (
         "CheckpointStore",
         "FileCheckpointStore",
@@ -67,6 +77,7 @@ _HOME = {
         "SQLiteCheckpointStore",
     ),
     "harness.errors": (
+        "CassetteMismatch",
         "CheckpointConflict",
         "CheckpointCorrupt",
         "CheckpointError",
@@ -77,6 +88,7 @@ _HOME = {
         "LLMError",
         "LLMHTTPError",
         "LLMRefused",
+        "LLMUnavailable",
         "MalformedResponse",
         "MissingExtra",
         "OwnershipLost",
@@ -90,12 +102,20 @@ _HOME = {
     ),
     "harness.events": ("BusEvent", "Event", "EventType"),
     "harness.host": ("maybe_resume_key",),
+    "harness.llm.anthropic": ("AnthropicLLM",),
     "harness.llm.base": ("LLM",),
+    "harness.llm.breaker": ("CircuitBreaker",),
+    "harness.llm.fallback": ("FallbackLLM",),
+    "harness.llm.governed": ("GovernedLLM",),
     "harness.llm.openai": ("OpenAILLM",),
+    "harness.llm.rate": ("RateLimit",),
+    "harness.llm.responses": ("OpenAIResponsesLLM",),
+    "harness.llm.routing": ("RoutingLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
     "harness.records": ("Entry", "TaskResult"),
     "harness.registry": ("AgentRegistry", "ToolRegistry"),
+    "harness.replay": ("Replay",),
     "harness.result": ("Cancelled", "Failed", "Finished", "Parked", "RunResult"),
     "harness.run_stream": ("RunStream",),
     "harness.runtime": ("AgentRuntime",),
@@ -109,20 +129,25 @@ __all__ = [
     "AgentConfig",
     "AgentRegistry",
     "AgentRuntime",
+    "AnthropicLLM",
     "BusEvent",
     "Cancelled",
+    "CassetteMismatch",
     "CheckpointConflict",
     "CheckpointCorrupt",
     "CheckpointError",
     "CheckpointStore",
+    "CircuitBreaker",
     "ConfigChanged",
     "ConfigError",
     "Entry",
     "Event",
     "EventType",
     "Failed",
+    "FallbackLLM",
     "FileCheckpointStore",
     "Finished",
+    "GovernedLLM",
     "GuardrailConfig",
     "HarnessError",
     "Image",
@@ -131,17 +156,23 @@ __all__ = [
     "LLMHTTPError",
     "LLMRefused",
     "LLMSettings",
+    "LLMUnavailable",
+    "Limits",
     "MalformedResponse",
     "MemoryCheckpointStore",
     "Message",
     "MissingExtra",
     "NotDone",
     "OpenAILLM",
+    "OpenAIResponsesLLM",
     "OwnershipLost",
     "Parked",
     "Plan",
     "PlanError",
+    "RateLimit",
     "RecordTooNew",
+    "Replay",
+    "RoutingLLM",
     "RunIdTaken",
     "RunNotFound",
     "RunQuery",

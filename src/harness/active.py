@@ -10,8 +10,9 @@ from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.driver import Driver
 from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.keys import join_key, place_of
+from harness.raising import in_force
 from harness.records import Entry, Record, RunStarted
-from harness.result import RunResult, result_of, result_of_task
+from harness.result import RunResult, result_of, result_of_task, with_output
 from harness.state import RunState, fold
 from harness.stream import RunLog
 from harness.wiring import COORDINATOR, Wirings
@@ -65,7 +66,8 @@ class ActiveRun:
         self._owner = owner
         self._lease_s = lease_s
         self._claimed_at = claimed_at
-        self._state = state
+        limited = wirings.limited()
+        self._state = fold(state.run_id, entries, limited) if limited else state
         self._opening = opening
         self._wirings = wirings
         self._interest = 0
@@ -170,6 +172,9 @@ class ActiveRun:
         if seal is None and (self._state.audit or self._state.questions):
             # Elsewhere, where something was gated or somebody was there, the chain was begun or the question was asked.
             seal = wirings.people.seal
+        limits = in_force(self._state, wirings.limits, seal)
+        asked = self._state.raising
+        asks = limits.on_limit == "ask" or (asked.request is not None and asked.answer is None)
         self._driver_now = Driver(
             self._state,
             self._store,
@@ -178,7 +183,8 @@ class ActiveRun:
             self._owner,
             lease_s=self._lease_s,
             claimed_at=self._claimed_at,
-            wall_s=wirings.limits.max_wall_time_seconds,
+            # Whoever may be given more time does not lose the calls that are at work when it is over.
+            wall_s=None if asks else limits.max_wall_time_seconds,
             commit_every=wirings.commit_every(agent_id),
             only=self.only,
             approver=wirings.people.approver,
@@ -195,8 +201,8 @@ class ActiveRun:
     def _result(self) -> RunResult | None:
         state, entries = self._state, self.log.entries
         if self.only and state.over is None and state.failed is None:
-            return result_of_task(state, self.only, entries)
-        return result_of(state, entries)
+            return with_output(result_of_task(state, self.only, entries), self._wirings.form_of(state, self.only))
+        return with_output(result_of(state, entries), self._wirings.form_of(state))
 
     async def _release(self) -> None:
         try:
@@ -244,7 +250,7 @@ class ActiveRun:
         entries = [entry async for entry in self._store.read(self.run_id)]
         for entry in entries[len(self.log.entries) :]:
             self.log.publish([entry.record], entry.at)
-        self._state = fold(self.run_id, entries)
+        self._state = fold(self.run_id, entries, self._wirings.limited())
 
     def join(self) -> None:
         """Count one more consumer that wants the run to go on."""

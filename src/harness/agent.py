@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from harness.budget import Limits
 from harness.errors import ConfigError
 
 
@@ -16,8 +17,10 @@ class LLMSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
         temperature: sampling temperature; None leaves it to the provider.
         max_output_tokens: the most tokens one reply may have; None leaves it to the provider.
         reasoning_effort: for models that reason: ``low``, ``medium``, ``high`` or what the provider names.
-        silence_timeout_s: seconds a reply may be silent, also before its first byte.
+        silence_timeout_s: seconds a reply may be silent once it has begun.
         call_timeout_s: seconds one whole call may take.
+        first_byte_timeout_s: seconds until it has to begin; None for as long as it may be silent. Models that think
+            before they say anything need more. Time in which a call waits for its turn in a RateLimit is not counted.
 
     >>> LLMSettings(temperature=0).temperature
     0
@@ -28,6 +31,12 @@ class LLMSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     reasoning_effort: str | None = None
     silence_timeout_s: float = 60.0
     call_timeout_s: float = 600.0
+    first_byte_timeout_s: float | None = None
+
+    @property
+    def first_byte_s(self) -> float:
+        """Seconds until a reply has to begin."""
+        return self.silence_timeout_s if self.first_byte_timeout_s is None else self.first_byte_timeout_s
 
 
 class AgentConfig(msgspec.Struct, frozen=True):
@@ -56,6 +65,10 @@ class AgentConfig(msgspec.Struct, frozen=True):
         llm: the agent's own model; None uses the runtime's.
         llm_settings: temperature and the like.
         token_counter: estimates the tokens of a text; None counts four characters as one.
+        limits: what the agent may use in one run, over all its work in it; None limits it no further than the run is.
+        output: the type of its answers: a pydantic model, a dataclass, a TypedDict or any other type that pydantic can
+            validate. The model is asked for such an answer, and one that does not fit is given back to it. None takes
+            any text.
 
     Raises:
         ConfigError: an id or a number is out of range.
@@ -82,6 +95,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     llm: object = None
     llm_settings: LLMSettings = LLMSettings()
     token_counter: Callable[[str], int] | None = None
+    limits: Limits | None = None
+    output: object = None
 
     def __post_init__(self) -> None:
         if not self.agent_id or any(c in ":/" or not c.isprintable() for c in self.agent_id):
@@ -93,6 +108,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "hitl_tools", tuple(self.hitl_tools))
         if self.allowed_tools is not None:
             msgspec.structs.force_setattr(self, "allowed_tools", tuple(self.allowed_tools))
+        if self.limits is not None and type(self.limits) is not Limits:
+            raise ConfigError(f"AgentConfig.limits must be Limits(...), not {type(self.limits).__name__}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

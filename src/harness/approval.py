@@ -108,6 +108,8 @@ class GatedCall(msgspec.Struct, frozen=True):
         at: when the model asked for it, seconds since the epoch.
         cost_microusd: what the run has spent so far.
         uses: calls that each rule has allowed so far, by rule.
+        tainted: whether something untrusted has reached whoever calls it; None where that is not known.
+        raised_usd: what a person has raised the run's budget to; 0 where nobody has.
     """
 
     tool: str
@@ -117,6 +119,8 @@ class GatedCall(msgspec.Struct, frozen=True):
     at: float = 0.0
     cost_microusd: int = 0
     uses: Mapping[str, int] = {}
+    tainted: bool | None = None
+    raised_usd: float = 0.0
 
 
 Gate: TypeAlias = Callable[[GatedCall], Judged]
@@ -224,6 +228,24 @@ class Seal:
 
 def _same(ours: str, theirs: str) -> bool:
     return hmac.compare_digest(ours.encode(), theirs.encode("utf-8", "replace"))  # theirs may be any text
+
+
+def what_is_wrong(request: ApprovalRequested, answer: ApprovalResolved, seal: Seal | None, digest: str) -> str:
+    """Say why an answer does not hold for what would happen now; empty where it does.
+
+    Args:
+        request: the question.
+        answer: the answer.
+        seal: checks signatures; without one no answer holds.
+        digest: of what would happen now.
+    """
+    if answer.approval_id != request.approval_id:
+        return "the answer is to another question"
+    if digest != request.digest:
+        return "the call, its tool or the folder it works in is not the one that was asked about"
+    if seal is None or not seal.holds(request, answer):
+        return "the answer is not signed with this installation's key, or was changed"
+    return ""
 
 
 AUDITED: frozenset[type[Record]] = frozenset({ApprovalResolved, ApprovalVoided, ToolFinished})

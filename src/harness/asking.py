@@ -16,6 +16,7 @@ from harness.keys import join_key
 from harness.messages import JSON
 from harness.perform import Workbench, described, validated, writable
 from harness.plan import Plan, Task
+from harness.raising import invalid_raise
 from harness.records import ApprovalRequested, ApprovalResolved, DecisionName
 from harness.state import ScopeState
 from harness.tools.base import InvalidArguments
@@ -78,9 +79,12 @@ def _problem(bench: Workbench, request: ApprovalRequested, name: DecisionName, a
 
 
 def invalid_edit(bench: Workbench, request: ApprovalRequested, arguments: str) -> str:
-    """Say what is wrong with arguments, or a plan, that a person has edited; empty where they fit."""
+    """Say what is wrong with arguments, a plan or a raise that a person has edited; empty where they fit."""
     if request.kind == "in_doubt":
         return "a call in doubt cannot be edited: say yes to run it again, no, or what came of it"
+    if request.kind == "budget":
+        wrong = invalid_raise(request.arguments, arguments)
+        return f"what was edited does not fit: {wrong}" if wrong else ""
     try:
         if request.kind == "plan":
             tasks = Plan(msgspec.json.decode(arguments, type=_EditedPlan).tasks).tasks

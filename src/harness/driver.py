@@ -22,13 +22,15 @@ from harness.hitl.base import Approver
 from harness.inbox import record_of
 from harness.mailbox import Mail
 from harness.mailroom import Mailroom
-from harness.perform import Workbench, admit, call_llm, call_tool
+from harness.perform import Workbench, admit, call_llm, call_tool, cancel_responses
 from harness.records import (
     VERSION,
     ApprovalRequested,
     ApprovalResolved,
     Audited,
     DriverStarted,
+    LLMAccepted,
+    LLMDetached,
     LLMFailed,
     LLMFinished,
     LLMStarted,
@@ -43,12 +45,13 @@ from harness.records import (
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, ScopeState, advance, open_questions, question_of
-from harness.strategies.base import Ask, Pause, Step, Strategy, Wait
+from harness.state import RunState, ScopeState, advance, asked_about, open_questions, question_of
+from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
 from harness.stream import RunLog
+from harness.turns import Queued, Turns
 from harness.watchdog import INFINITY, Watchdog, clock_of
 
 _ROUNDS = range(100)
@@ -65,7 +68,7 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 }
 
 
-Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask
+Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask | Queued
 """What is performed; everything else a strategy asks for is only written down."""
 
 CLOSE_PROMPT_S = 1.0
@@ -73,6 +76,8 @@ CLOSE_PROMPT_S = 1.0
 
 _URGENT = (
     DriverStarted,
+    LLMAccepted,
+    LLMDetached,
     ScopeClosed,
     RunFinished,
     RunFailed,
@@ -149,8 +154,10 @@ class Driver:
         self._urgent = False
         self._steps_since_commit = 0
         self._tasks: dict[asyncio.Task[Record | None], Call] = {}
+        self._turns = Turns()
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
+        self._written: list[tuple[int, asyncio.Future[None]]] = []  # calls in flight wait for these records
         self._watchdogs: list[Watchdog] = []  # of calls beside others that have ended, for the next ones
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -176,6 +183,7 @@ class Driver:
         bench.clock = self.clock
         bench.now = clock_of(self._loop)
         bench.check_owner = self._check_owner
+        bench.write = self._write_now
         bench.wall_end = self._wall_end
         return bench
 
@@ -215,7 +223,10 @@ class Driver:
             self._stop_beating()
             self._mailroom.stop()
             watchdog.close()
-            await self._stop_calls()
+            try:
+                await self._stop_calls()
+            finally:
+                self._turns.close()
             for idle in self._watchdogs:
                 idle.close()
             self.let_go()
@@ -293,7 +304,10 @@ class Driver:
                 if scope is None or (self._only and not self._is_driven(path)):
                     continue
                 bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
-                for step in STRATEGIES[scope.strategy](scope, state, bench.config):
+                steps = STRATEGIES[scope.strategy](scope, state, bench.config)
+                if bench.takes_turns:
+                    steps = self._turns.admit(bench, scope, steps)
+                for step in steps:
                     # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much.
                     if type(step) is LLMStarted or type(step) is ToolStarted:
                         self._note(step)
@@ -305,14 +319,17 @@ class Driver:
                     break
         return starts
 
-    def _heed(self, step: Step, scope: ScopeState, starts: list[Call]) -> None:
+    def _heed(self, step: Step | Queued, scope: ScopeState, starts: list[Call]) -> None:
         """Do what a strategy asks for besides calls."""
         if type(step) is Pause:
             scope.pausing = True
             starts.append(step)
         elif type(step) is Ask:
-            (scope if step.index < 0 else scope.calls[step.index]).asking = True
+            asked_about(self.state, step.scope, step.index).asking = True
             starts.append(step)
+        elif type(step) is Queued:
+            starts.append(step)
+            self._urgent = True  # nobody knows for how long it waits
         elif type(step) is Wait:
             self._waiting[scope.scope] = None
         else:
@@ -406,20 +423,43 @@ class Driver:
             raise
         self._durable_seq += len(records)
         self._log.publish(records, at)
+        if self._written:
+            self._tell_written()
         if self._mailroom.taken:
             await self._mailroom.discard_taken()
+
+    async def _write_now(self, record: Record) -> None:
+        """Make a record durable in the middle of a call, which goes on only then."""
+        self._note(record)
+        if not self._tasks:  # the loop itself performs the call, and writes nothing meanwhile
+            await self._commit()
+            return
+        written: asyncio.Future[None] = self._loop.create_future()
+        self._written.append((self.state.seq, written))
+        self._wake_up()
+        await written
+
+    def _tell_written(self) -> None:
+        waiting, self._written = self._written, []
+        for seq, written in waiting:
+            if seq > self._durable_seq:
+                self._written.append((seq, written))
+            elif not written.done():
+                written.set_result(None)
 
     def _perform(self, step: Call, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
         scope = self.state.scopes[step.scope]
         bench = self._benches.get(scope.agent_id) or self._new_bench(scope.agent_id)
         if type(step) is LLMStarted:
-            return call_llm(bench, scope, step, watchdog)
+            return (self._turns.call if bench.takes_turns else call_llm)(bench, scope, step, watchdog)
         if type(step) is ToolStarted:
             return call_tool(bench, scope, step, watchdog)
         if type(step) is Ask:
             return self._ask(step)
-        assert type(step) is Pause  # the last of the four
+        if type(step) is Queued:
+            return self._turns.wait(step, self.state, self._wall_end)
+        assert type(step) is Pause  # the last of the five
         return self._pause(step)
 
     async def _pause(self, step: Pause) -> None:
@@ -453,7 +493,7 @@ class Driver:
         """Wait for calls in flight; note the outcomes of all that have arrived."""
         if not self._tasks:
             raise InternalError(f"run {self.state.run_id!r} at record {self.state.seq} has nothing to do and no end")
-        if not self._arrived:
+        if not self._arrived and not self._written:
             began = monotonic()
             self._wake = self._loop.create_future()
             try:
@@ -507,6 +547,9 @@ class Driver:
                     )
         for start in model_calls:
             error = "the model call did not stop when it was cancelled and was abandoned"
+            if self.state.scopes[start.scope].accepted is not None:
+                self._note(lost(start, self.clock(), error, transient=False))
+                continue
             self._note(
                 LLMFailed(
                     start.step,
@@ -595,6 +638,7 @@ class Driver:
         if record is not None:
             self._note(record)
             await self._commit()
+            await cancel_responses(self.state, lambda scope, purpose: self._bench_of(scope).llm_for(purpose))
         return True
 
     # -- ownership ------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 HarnessError
  + ConfigError (ValueError)      wrong wiring: raised when built, never mid-run
  + MissingExtra (ImportError)    names the exact pip command
- + LLMError                      + LLMHTTPError  + LLMRefused  + MalformedResponse
+ + LLMError                      + LLMHTTPError  + LLMRefused  + LLMUnavailable  + MalformedResponse
  + ToolError                     a tool raises it: its text goes to the model
  + PlanError (ValueError)        a plan's shape is wrong, or it names an agent that is not there
  + CheckpointError               + CheckpointConflict  + OwnershipLost  + RunNotFound (KeyError)
@@ -11,6 +11,7 @@ HarnessError
  + RunIdTaken (ValueError)        this run id already names another goal
  + RunStopped                    whoever drives the run was told to stop; it can be resumed
  + ConfigChanged                 a strict resume met a changed configuration
+ + CassetteMismatch (AssertionError)  a model is asked what its cassette does not hold
  + InternalError                 our bug: carries run key and seq
 """
 
@@ -49,12 +50,25 @@ class LLMError(HarnessError):
         message: what happened, in one sentence.
         transient: whether the same call may succeed later.
         retry_after_s: seconds the provider asked us to wait, if it did.
+        billed: whether the provider may have worked on the call, and bills it: it is then charged by estimate.
+        response_ended: a response that goes on without a listener has come to its end, or is gone: what is left is to
+            ask anew.
     """
 
-    def __init__(self, message: str, *, transient: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+        billed: bool = False,
+        response_ended: bool = False,
+    ) -> None:
         super().__init__(message)
         self.transient = transient
         self.retry_after_s = retry_after_s
+        self.billed = billed
+        self.response_ended = response_ended
 
 
 class LLMHTTPError(LLMError):
@@ -65,17 +79,37 @@ class LLMHTTPError(LLMError):
         status: the HTTP status code.
         transient: whether the same call may succeed later.
         retry_after_s: seconds from the ``Retry-After`` header, if one was sent.
+        body: what the provider said, as it said it.
     """
 
     def __init__(
-        self, message: str, *, status: int, transient: bool = False, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        status: int,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+        body: str = "",
     ) -> None:
         super().__init__(message, transient=transient, retry_after_s=retry_after_s)
         self.status = status
+        self.body = body
 
 
 class LLMRefused(LLMError):
     """The provider or the model refused to answer (a content filter, a policy)."""
+
+
+class LLMUnavailable(LLMError):
+    """The model counts as down, so the call was not sent; it may be later.
+
+    Args:
+        message: what happened, in one sentence.
+        retry_after_s: seconds until the model is tried again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, transient=True, retry_after_s=retry_after_s)
 
 
 class MalformedResponse(LLMError):
@@ -153,6 +187,21 @@ class RunStopped(HarnessError):
 
 class ConfigChanged(HarnessError):
     """A strict resume found that the configuration differs from the one the run was started with."""
+
+
+class CassetteMismatch(HarnessError, AssertionError):
+    """A model is asked what its cassette does not hold. It is no outcome of a call: it ends the run, and the test.
+
+    Args:
+        message: what was asked, what is nearest to it and how they differ.
+        changed: what differs, in a few words each.
+        diff: the difference line by line.
+    """
+
+    def __init__(self, message: str, *, changed: Sequence[str] = (), diff: str = "") -> None:
+        super().__init__(message)
+        self.changed = tuple(changed)
+        self.diff = diff
 
 
 class InternalError(HarnessError):

@@ -18,9 +18,12 @@ from harness.records import (
     Entry,
     ForkPoint,
     Guided,
+    LLMAccepted,
+    LLMDetached,
     LLMFailed,
     LLMFinished,
     LLMStarted,
+    Origin,
     Record,
     Reopened,
     RunCancelled,
@@ -32,13 +35,20 @@ from harness.records import (
 
 _LEFT_OUT = (
     DriverStarted, RunFailed, RunFinished, RunCancelled, RunParked, Reopened,
-    ApprovalRequested, ApprovalVoided, Audited, CommandRefused,
+    ApprovalRequested, ApprovalVoided, Audited, CommandRefused, LLMAccepted, LLMDetached,
 )  # fmt: skip
-"""What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run."""
+"""What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run, and a
+response at the provider is that run's."""
 
 
-def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[Record]:
+def fork_records(source: str, entries: Sequence[Entry], at: int | None, origin: Origin | None = None) -> list[Record]:
     """Return the records of a fork: RunStarted anew, and the answered past before step ``at``.
+
+    Args:
+        source: the run's id.
+        entries: its journal.
+        at: the first step that is left out; None for the last.
+        origin: how the fork is gone on with; None for as its source is.
 
     Raises:
         ConfigError: the run has no such step.
@@ -51,29 +61,35 @@ def fork_records(source: str, entries: Sequence[Entry], at: int | None) -> list[
     if not 1 <= at <= last + 1:
         raise ConfigError(f"run {source!r} has steps 1 to {last}; cannot fork it at {at}")
     until = places.get(at, len(entries))
-    in_doubt = {
+    not_told = {
         entry.record.approval_id
         for entry in entries
-        if isinstance(entry.record, ApprovalRequested) and entry.record.kind == "in_doubt"
+        if isinstance(entry.record, ApprovalRequested) and entry.record.kind in ("in_doubt", "budget")
     }
     copied = [
         record
         for entry in _answered(entries[1:until])
-        if not isinstance(entry.record, _LEFT_OUT) and (record := _copy(entry.record, in_doubt)) is not None
+        if not isinstance(entry.record, _LEFT_OUT) and (record := _copy(entry.record, not_told)) is not None
     ]
     fork = ForkPoint(source, at, len(copied))
     # Whatever the past had used up of its steps and attempts, the fork begins anew.
-    return [msgspec.structs.replace(first, version=VERSION, forked_from=fork), *copied, Reopened("forked")]
+    # What the copied records say is what the release that wrote them knew.
+    version = first.version if copied else VERSION
+    origin = origin or first.origin
+    started = msgspec.structs.replace(first, version=version, forked_from=fork, origin=origin)
+    return [started, *copied, Reopened("forked")]
 
 
-def _copy(record: Record, in_doubt: Collection[str]) -> Record | None:
+def _copy(record: Record, not_told: Collection[str]) -> Record | None:
     """Return what a fork keeps of a record: of an answer, what the model was told.
 
-    What came of a call in doubt it was told as the call's result.
+    What came of a call in doubt it was told as the call's result, and of limits it is told nothing.
     """
+    if isinstance(record, LLMStarted) and record.response_id:
+        return msgspec.structs.replace(record, response_id="")
     if not isinstance(record, ApprovalResolved):
         return record
-    if record.decision != "steer" or record.approval_id in in_doubt:
+    if record.decision != "steer" or record.approval_id in not_told:
         return None
     return Guided(record.text, record.by, (record.scope,), record.tokens)
 

@@ -16,13 +16,16 @@ import msgspec
 from harness import host
 from harness.active import ActiveRun
 from harness.approval import Decision, name_of
+from harness.budget import Limits
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
 from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
-from harness.plan import Plan
+from harness.perform import cancel_responses
+from harness.plan import Plan, Task
+from harness.raising import overtaken
 from harness.records import (
     VERSION,
     ApprovalRequested,
@@ -149,13 +152,13 @@ class Launcher:
             state = fold(run_id, entries)
             only, over = _named(state, rest, key), isinstance(entries[-1].record, (RunFinished, RunCancelled))
             if over or (only and only not in state.scopes):
-                return OverRun(state, entries, only)
+                return OverRun(state, entries, only, self._wirings.form_of(state, only))
             if active is not None:
                 return _attach(active, only)
             known = _Known(entries, state)
             return await self._open(run_id, store, None, known, strict=strict, announce=announce, only=only)
 
-    async def fork(self, key: str, at: int | None, run_id: str | None) -> str:
+    async def fork(self, key: str, at: int | None, run_id: str | None, origin: Origin | None) -> str:
         """Copy a run up to a step; see ``AgentRuntime.fork``."""
         source, *_ = await self.resolve(key)
         if run_id == "":
@@ -165,7 +168,7 @@ class Launcher:
         if not entries:
             raise RunNotFound(key)
         new_id = run_id or new_run_id()
-        records = fork_records(source, entries, at)
+        records = fork_records(source, entries, at, origin)
         owner = await _claim(store, new_id, self._lease_s)
         try:
             if await _all(store, new_id):
@@ -177,6 +180,15 @@ class Launcher:
         finally:
             await store.release(owner)
         return new_id
+
+    async def stored(self, key: str) -> tuple[RunState, list[Entry], str]:
+        """Read a run and leave it as it is; see ``AgentRuntime.replay_stream``."""
+        run_id, *rest = await self.resolve(key)
+        _, entries = await self._find(run_id)
+        if not entries:
+            raise RunNotFound(key)
+        state = fold(run_id, entries)
+        return state, entries, _named(state, rest, key)
 
     async def questions(self, key: str) -> list[ApprovalRequested]:
         """Return the open questions of a run."""
@@ -220,6 +232,7 @@ class Launcher:
             if state.over is None:
                 cancelled = RunCancelled(reason, state.steps, msgspec.structs.replace(state.spent), mail.id)
                 await store.append(run_id, state.seq, [cancelled], owner=owner)
+                await cancel_responses(state, lambda scope, purpose: self._wirings.of(scope.agent_id).llm_for(purpose))
             await store.discard_mail(run_id, [mail.id for mail in await store.inbox(run_id)])
         finally:
             await store.release(owner)
@@ -276,6 +289,9 @@ class Launcher:
             self.active.pop(run_id, None)
             await active.give_up()
             return None
+        if active.task.done():  # it has ended in this very turn of the event loop
+            self.active.pop(run_id, None)
+            return None
         if active.stopping:
             await asyncio.wait({active.task})
             self.active.pop(run_id, None)
@@ -308,13 +324,16 @@ class Launcher:
             _check_same(entries, run_id, start)
             if state.over is not None or (only and only not in state.scopes):
                 await store.release(owner)
-                return OverRun(state, entries, only)
+                return OverRun(state, entries, only, self._wirings.form_of(state, only))
             if state.started is None:
                 if start is None:
                     raise RunNotFound(run_id)
                 opening = self._first(start, before)
             else:
-                opening = self._again(state, state.started, strict=strict, announce=announce)
+                opening = [
+                    *self._again(state, state.started, strict=strict, announce=announce),
+                    *self._other_limits(state, start),
+                ]
         except BaseException:
             await store.release(owner)
             raise
@@ -331,8 +350,13 @@ class Launcher:
             only=only,
         )
         self.active[run_id] = run
-        run.task.add_done_callback(lambda _: self.active.pop(run_id, None))
+        run.task.add_done_callback(lambda _: self._forget(run))
         return run
+
+    def _forget(self, run: ActiveRun) -> None:
+        """Let go of a run that has ended; another of the same id may be at work by then."""
+        if self.active.get(run.run_id) is run:
+            del self.active[run.run_id]
 
     async def _conversation(self, start: Start | None) -> Continued | None:
         if start is None or start.continue_from is None:
@@ -384,9 +408,28 @@ class Launcher:
             if announce:
                 host.say(f"Changed since the run was last driven: {'; '.join(changes)}")
             opening.append(ConfigDiffers(changes, wiring.fingerprints, others))
+        if (voided := overtaken(state, self._wirings.limits)) is not None:
+            opening.append(voided)
         if state.failed is not None:
             opening.append(Reopened(state.failed.error))
         return opening
+
+    def _other_limits(self, state: RunState, start: Start | None) -> list[Record]:
+        """Return that tasks have other limits now, where the plan of a run that exists is given with such."""
+        if start is None or start.plan is None or state.plan is None:
+            return []
+        limits: dict[str, Limits | None] = {}
+        for task in start.plan.tasks:
+            now = state.plan.tasks[task.id].task if task.id in state.plan.tasks else task
+            # A planner may have put another task under the same id.
+            same = (now.agent_id, now.instruction) == (task.agent_id, task.instruction)
+            if same and now.limits != task.limits:
+                limits[task.id] = task.limits
+        if not limits:
+            return []
+        changes = tuple(f"the limits of task {task_id!r}" for task_id in limits)
+        fingerprints, others = self._wirings.of(start.agent_id).fingerprints, self._wirings.others(start.agent_id)
+        return [ConfigDiffers(changes, fingerprints, others, limits)]
 
     def _lock(self, run_id: str) -> asyncio.Lock:
         lock = self._starting.get(run_id)
@@ -475,9 +518,13 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
     )  # fmt: skip
     if same and start.plan is not None:
         planned = next((entry.record for entry in entries if isinstance(entry.record, Planned)), None)
-        same = planned is not None and planned.tasks == tuple(start.plan.tasks)
+        same = planned is not None and _without_limits(planned.tasks) == _without_limits(start.plan.tasks)
     if not same:
         raise RunIdTaken(f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it")
+
+
+def _without_limits(tasks: Sequence[Task]) -> list[Task]:
+    return [msgspec.structs.replace(task, limits=None) for task in tasks]
 
 
 def _goal(start: Start) -> str:

@@ -17,12 +17,12 @@ from typing import Literal, TypeAlias, cast
 
 import msgspec
 
-from harness.budget import Reservation, Spent, Usage
+from harness.budget import Limits, Reservation, Spent, Usage
 from harness.errors import CheckpointCorrupt, RecordTooNew
 from harness.messages import Image, Message, Part
 from harness.plan import Task
 
-VERSION = 3
+VERSION = 4
 """The version of the records this release writes."""
 
 Effect: TypeAlias = Literal["read", "idempotent", "once"]
@@ -71,8 +71,12 @@ DecisionName: TypeAlias = Literal["approve", "session", "edit", "reject", "steer
 """What became of a question: yes once; yes for the rest of the run; yes with other arguments; no; no, but do this
 instead; nobody answered in time."""
 
-ApprovalKind: TypeAlias = Literal["tool", "in_doubt", "plan"]
-"""What is asked: may this call run; what becomes of one whose outcome is lost; may this plan be carried out."""
+ApprovalKind: TypeAlias = Literal["tool", "in_doubt", "plan", "budget"]
+"""What is asked: may this call run; what becomes of one whose outcome is lost; may this plan be carried out; is a limit
+of the run raised."""
+
+BUDGET = -2
+"""Stands for the position of a call where a question is about a limit of the run."""
 
 Complexity: TypeAlias = Literal["simple", "complex"]
 
@@ -171,12 +175,14 @@ class Continued(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
         tokens: estimated tokens of each.
         summary: what comes before them, where they are not all of it.
         summary_tokens: estimated tokens of that.
+        tainted: whether something untrusted had reached it; None where that is not known.
     """
 
     messages: tuple[Message, ...]
     tokens: tuple[int, ...]
     summary: str = ""
     summary_tokens: int = 0
+    tainted: bool | None = None
 
 
 class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -187,12 +193,17 @@ class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaul
     process: ProcessId
 
 
-class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """A resume found a configuration other than the last one, and goes on with the new one."""
+class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A resume found a configuration other than the last one, and goes on with the new one.
+
+    Attributes:
+        task_limits: limits of tasks of the plan in force that are others now, by id; None for none of its own.
+    """
 
     changes: tuple[str, ...]
     fingerprints: Fingerprints
     agents: dict[str, Fingerprints] = {}
+    task_limits: dict[str, Limits | None] = {}
 
 
 class Dispatched(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -332,6 +343,8 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
         reserved: the worst case of the call, held until it has its outcome.
         max_output: tokens the reply may have at the most, where that was lowered to make the call fit; 0 otherwise.
         priced: whether the reservation's cost is known.
+        model: which model is asked, where the agent's model is made of several; empty otherwise.
+        response_id: the response that is taken up again: nothing is bought, and the attempt is the one that did.
     """
 
     step: int
@@ -343,6 +356,45 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
     reserved: Reservation = Reservation()
     max_output: int = 0
     priced: bool = False
+    model: str = ""
+    response_id: str = ""
+
+
+class LLMAccepted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """The provider has taken a model call and answers it whether or not anybody listens.
+
+    Written before the answer is read on, so that whoever drives the run next takes the response up, and buys no other.
+
+    Attributes:
+        response_id: names the response at the provider.
+        provider: whose response it is; nobody else is asked for it.
+    """
+
+    step: int
+    response_id: str
+    provider: str
+    scope: str = ""
+    attempt: int = 1
+    purpose: LLMPurpose = "step"
+
+
+class LLMDetached(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """Nobody listens to an accepted call any more. It has no outcome yet, and what it may cost stays held.
+
+    Attributes:
+        error: what went wrong.
+        transient: whether the response can be taken up again soon; otherwise when the run is resumed.
+        retry_in_s: seconds to wait before that.
+    """
+
+    step: int
+    clock_s: float
+    error: str
+    transient: bool
+    scope: str = ""
+    attempt: int = 1
+    purpose: LLMPurpose = "step"
+    retry_in_s: float = 0.0
 
 
 class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -379,6 +431,8 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
         transient: whether the same call may succeed later.
         retry_in_s: seconds to wait before that, chosen with chance and therefore written down.
         estimated: the call was cut while it was answered; ``usage`` is the reservation.
+        model: which model was asked, where the agent's model is made of several; empty otherwise.
+        heard: a part of the reply had come.
     """
 
     step: int
@@ -392,6 +446,8 @@ class LLMFailed(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=T
     refused: bool = False
     usage: Usage = Usage()
     estimated: bool = False
+    model: str = ""
+    heard: bool = False
 
 
 class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -400,6 +456,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     Attributes:
         approval_id: the question whose answer allows it.
         rules: the rules that allow it.
+        untrusted: what it returns comes from outside: whoever reads it may be led astray.
     """
 
     step: int
@@ -411,6 +468,7 @@ class ToolStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults
     reconcile: bool = False
     approval_id: str = ""
     rules: tuple[str, ...] = ()
+    untrusted: bool = False
 
 
 class ToolNotDone(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -475,8 +533,9 @@ class ApprovalRequested(msgspec.Struct, frozen=True, gc=False, tag=True, omit_de
     Attributes:
         approval_id: names the question.
         digest: of everything that decides what would happen.
-        index: the call's position in its step; -1 for a plan.
-        tool, arguments: the call, with its whole arguments as JSON text; of a plan the plan itself.
+        index: the call's position in its step; -1 for a plan, BUDGET for a limit of the run.
+        tool, arguments: the call, with its whole arguments as JSON text; of a plan the plan itself; of a limit its
+            name, what it is, what is spent and what it is to be raised to.
         reason: why it is asked.
         session: what "allow for this session" would cover; empty where that is not offered.
         expires_at: when it is too late to answer, seconds since the epoch; 0 for never.
@@ -598,12 +657,15 @@ class Share(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     Attributes:
         site: ``agent``, ``summariser``, ``classifier``, ``router``, ``planner`` or ``synthesiser``.
+        active_s: seconds at work: an agent's with its model and its tools, not waiting for work it has delegated; of
+            another site its model calls. Work at the same time counts for each that does it.
     """
 
     site: Site
     usage: Usage
     agent_id: str = ""
     task_id: str = ""
+    active_s: float = 0.0
 
 
 class RunFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -686,6 +748,8 @@ Record: TypeAlias = (
     | TaskSkipped
     | Synthesised
     | LLMStarted
+    | LLMAccepted
+    | LLMDetached
     | LLMFinished
     | LLMFailed
     | ToolStarted

@@ -20,6 +20,7 @@ from harness.launch import Launcher, Start, Stores, hint
 from harness.plan import Plan
 from harness.records import ApprovalRequested, Origin, Routed, Site
 from harness.registry import AgentRegistry, ToolRegistry, nearest
+from harness.replay import Replay
 from harness.result import RunResult
 from harness.run_stream import OverRun, Run, RunStream, result_of_run
 from harness.wiring import COORDINATOR, People, Wirings
@@ -282,6 +283,19 @@ class AgentRuntime:
         """
         return RunStream(lambda: self._launcher.resume(key, strict), tokens=tokens, replay=replay, on_cut=hint)
 
+    def replay_stream(self, key: str, *, speed: float = 0.0) -> Replay:
+        """Show a run's events once more, from its journal alone: nothing is driven, asked or written.
+
+        Args:
+            key: as for ``resume``. The key of a task shows that task.
+            speed: 0 shows all at once, 1 takes the seconds the run was driven, 2 half of them.
+
+        Raises:
+            ConfigError: ``speed`` is negative, or the task was not begun.
+            RunNotFound: no run is stored under the key (once the replay is entered).
+        """
+        return Replay(lambda: self._launcher.stored(key), speed=speed)
+
     async def pending(self, key: str) -> list[ApprovalRequested]:
         """Return the questions of a run that wait for an answer, in the order they were asked.
 
@@ -330,14 +344,20 @@ class AgentRuntime:
         """
         await self._launcher.cancel(key, reason, by or host.who())
 
-    async def fork(self, key: str, *, at: int | None = None, run_id: str | None = None) -> str:
+    async def fork(
+        self, key: str, *, at: int | None = None, run_id: str | None = None, origin: Origin | None = None
+    ) -> str:
         """Copy a run up to a step under a new id; ``resume`` the new one to drive it.
+
+        It goes on with whatever the resuming runtime is wired with, another model for instance: the steps that were
+        copied are not paid again.
 
         Args:
             key: the run to copy.
             at: the first step that is not copied; None copies all but the last step. The steps of a run with several
                 agents are numbered in the order in which they began.
             run_id: the new run's id; None makes one.
+            origin: how the new run is said to have been started; None says the same as the run that is copied.
 
         Returns:
             The new run's id.
@@ -347,7 +367,7 @@ class AgentRuntime:
             RunIdTaken: the new id exists.
             ConfigError: the run has no such step.
         """
-        return await self._launcher.fork(key, at, run_id)
+        return await self._launcher.fork(key, at, run_id, origin)
 
     def runs(self, query: RunQuery | None = None) -> AsyncIterator[RunSummary]:
         """Yield summaries of the stored runs, the last started first."""

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Held, Spent, Usage, total
+from harness.budget import Account, Held, Reservation, Spent, Usage, total
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -21,6 +21,9 @@ Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused",
 
 TaskStatus: TypeAlias = Literal["waiting", "running", "ended", "skipped"]
 """Where a task is. What an ended one's outcome means is the strategy's to say."""
+
+Owner: TypeAlias = tuple[Literal["agent", "task"], str]
+"""Who has limits of its own: an agent, over all its work in the run; a task, with all that is delegated for it."""
 
 
 class CallState(msgspec.Struct, eq=False, gc=False):
@@ -42,6 +45,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
         asking: somebody is being asked in this process (never journaled).
         child: the scope it was delegated to; empty for a tool.
         closed: how that ended.
+        untrusted: what it returns comes from outside, or from an agent that something from outside has reached.
         result: its outcome, once there is one.
     """
 
@@ -60,6 +64,7 @@ class CallState(msgspec.Struct, eq=False, gc=False):
     asking: bool = False
     child: str = ""
     closed: r.ScopeClosed | None = None
+    untrusted: bool = False
     result: r.ToolFinished | None = None
 
     @property
@@ -83,6 +88,7 @@ class TaskState(msgspec.Struct, eq=False):
         child: the scope of the last attempt.
         closed: how that ended.
         reason: why it was skipped.
+        tainted: something untrusted had reached the agent of an attempt.
     """
 
     task: Task
@@ -91,6 +97,7 @@ class TaskState(msgspec.Struct, eq=False):
     child: str = ""
     closed: r.ScopeClosed | None = None
     reason: str = ""
+    tainted: bool = False
 
     @property
     def is_good(self) -> bool:
@@ -187,7 +194,9 @@ class ScopeState:
         step: the step the scope is in, from 1.
         step_base: the step the limits count from; moves when a failed run is reopened.
         phase: what the scope waits for.
-        llm: the model call in flight in this epoch.
+        llm: the model call that has no outcome: in flight, or detached.
+        accepted: the provider's word that it goes on with that call whether or not anybody listens.
+        detached: why nobody does; None where the call is in flight.
         failure: the last failed attempt at the next model call.
         failures: failed attempts at the next model call in this epoch or since it was reopened.
         pausing, waited: the pause after a failed attempt is running, is over (never journaled).
@@ -202,21 +211,33 @@ class ScopeState:
         passes: compactions since the last step.
         compaction_failed: the last compaction could not be had.
         last_text: the last text the model gave: the best partial answer.
+        began_s: when its agent began, on the run's clock.
+        away_s: seconds since then that count as somebody else's: those of helpers, and of summaries.
+        helpers: pieces of work it has delegated that are not done.
+        helped_since_s, asked_since_s: when the first of these began; when it last asked for a word or a summary.
+        tainted: something untrusted has reached the model; that never ends.
     """
 
     __slots__ = (
+        "accepted",
         "agent_id",
         "answer",
         "asked",
+        "asked_since_s",
         "asking",
+        "away_s",
+        "began_s",
         "calibration",
         "calls",
         "compaction_failed",
+        "detached",
         "exchange",
         "failure",
         "failures",
         "goal",
         "guidance",
+        "helped_since_s",
+        "helpers",
         "history",
         "last_text",
         "llm",
@@ -243,6 +264,7 @@ class ScopeState:
         "strategy",
         "summary",
         "summary_tokens",
+        "tainted",
         "tokens",
         "total_tokens",
         "waited",
@@ -260,6 +282,7 @@ class ScopeState:
         self.request: r.ApprovalRequested | None = None
         self.answer: r.ApprovalResolved | None = None
         self.asking = False
+        self.tainted = False
         self.begin(goal, tokens, agent_id=agent_id, strategy=strategy)
 
     def begin(self, goal: str, tokens: int, *, agent_id: str, strategy: r.StrategyName) -> None:
@@ -282,6 +305,8 @@ class ScopeState:
         self.step_base = 0
         self.phase: Phase = "model"
         self.llm: r.LLMStarted | None = None
+        self.accepted: r.LLMAccepted | None = None
+        self.detached: r.LLMDetached | None = None
         self.failure: r.LLMFailed | None = None
         self.failures = 0
         self.pausing = False
@@ -297,6 +322,8 @@ class ScopeState:
         self.passes = 0
         self.compaction_failed = False
         self.last_text = ""
+        self.began_s = self.away_s = self.helped_since_s = self.asked_since_s = 0.0
+        self.helpers = 0
 
     def _remember(self, before: r.Continued) -> None:
         """Put an earlier conversation before the goal. Its first message stays for good, as a first goal does."""
@@ -338,6 +365,24 @@ class ScopeState:
         self.total_tokens += tokens
 
 
+class Raising(msgspec.Struct, eq=False):
+    """The question whether a limit of the run is raised.
+
+    Attributes:
+        asked: how often that was asked.
+        request, answer, asking: the last such question, as for a call.
+        since: when somebody last took the run, or answered in it, seconds since the epoch.
+        since_active_s: how many seconds the run had been driven then.
+    """
+
+    asked: int = 0
+    request: r.ApprovalRequested | None = None
+    answer: r.ApprovalResolved | None = None
+    asking: bool = False
+    since: float = 0.0
+    since_active_s: float = 0.0
+
+
 class RunState:
     """What a journal means now.
 
@@ -353,9 +398,14 @@ class RunState:
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
         charges: what each call used, by call site, agent and task; what a fork's copied records had used is left out.
+        seconds: how long each site, agent and task was at work, as far as that has ended.
+        accounts: what each agent and each task that has limits of its own has used and holds.
         reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
-        questions: scope and position of the call each question is about, by its id; the position is -1 for a plan.
+        questions: scope and position of the call each question is about, by its id; the position is -1 for a plan,
+            BUDGET for a limit of the run.
+        raising: the question about a limit.
+        raises: such questions that were answered with a yes, with the answers; whether they hold is not looked at here.
         allowed: for each scope of "allow for this session", the question and the answer it comes from.
         uses: calls that each rule has allowed.
         commands: ids of the mailbox's commands that were taken.
@@ -367,10 +417,12 @@ class RunState:
         over: the final record, if the run is over for good.
         failed: the failure it stopped with, until it is reopened.
         summarizations: compactions done.
+        taint_unknown: a part of the past is from a release that did not note what is untrusted.
     """
 
     __slots__ = (
         "aborted",
+        "accounts",
         "agents",
         "allowed",
         "audit",
@@ -389,19 +441,24 @@ class RunState:
         "parked",
         "process",
         "questions",
+        "raises",
+        "raising",
         "reserved",
         "run_id",
         "scopes",
+        "seconds",
         "seq",
         "spent",
         "started",
         "steps",
         "summarizations",
+        "taint_unknown",
         "uses",
     )
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, limited: Iterable[str] = ()) -> None:
         self.run_id = run_id
+        self.accounts: dict[Owner, Account] = {("agent", agent_id): Account() for agent_id in limited}
         self.seq = 0
         self.epoch = 0
         self.process: r.ProcessId | None = None
@@ -415,9 +472,12 @@ class RunState:
         self.inherited = Spent()
         self.ledger = self.spent
         self.charges: dict[tuple[r.Site, str, str], list[Usage]] = {}
+        self.seconds: dict[tuple[r.Site, str, str], float] = {}
         self.reserved = Held()
         self.in_flight = 0
         self.questions: dict[str, tuple[str, int]] = {}
+        self.raising = Raising()
+        self.raises: tuple[tuple[r.ApprovalRequested, r.ApprovalResolved], ...] = ()
         self.allowed: dict[str, tuple[r.ApprovalRequested, r.ApprovalResolved]] = {}
         self.uses: dict[str, int] = {}
         self.commands: set[str] = set()
@@ -429,6 +489,7 @@ class RunState:
         self.over: r.RunFinished | r.RunCancelled | None = None
         self.failed: r.RunFailed | None = None
         self.summarizations = 0
+        self.taint_unknown = False
 
     @property
     def plan(self) -> PlanState | None:
@@ -442,9 +503,17 @@ def question_of(state: RunState, approval_id: str) -> r.ApprovalRequested | None
     place = state.questions.get(approval_id)
     if place is None or place[0] not in state.scopes:
         return None
-    scope, index = state.scopes[place[0]], place[1]
-    asked = scope if index < 0 else scope.calls[index] if index < len(scope.calls) else None
-    return asked.request if asked is not None and asked.answer is None else None
+    if place[1] >= len(state.scopes[place[0]].calls):
+        return None
+    asked = asked_about(state, *place)
+    return asked.request if asked.answer is None else None
+
+
+def asked_about(state: RunState, scope: str, index: int) -> CallState | ScopeState | Raising:
+    """Return what a question is about: a call by its position, the plan of a scope, or a limit of the run."""
+    if index == r.BUDGET:
+        return state.raising
+    return state.scopes[scope].calls[index] if index >= 0 else state.scopes[scope]
 
 
 def open_questions(state: RunState) -> list[r.ApprovalRequested]:
@@ -455,21 +524,38 @@ def open_questions(state: RunState) -> list[r.ApprovalRequested]:
 
 def shares(run: RunState) -> tuple[r.Share, ...]:
     """Return what was used so far, by call site, agent and task."""
+    seconds = dict(run.seconds)
+    for scope in run.scopes.values():
+        if scope.agent_id:
+            seconds[scope.share] = seconds.get(scope.share, 0.0) + _at_work_s(run, scope)
     return tuple(
-        r.Share(site, total(charges), agent_id, task_id)
-        for (site, agent_id, task_id), charges in run.charges.items()
-    )  # fmt: skip
+        r.Share(key[0], total(run.charges.get(key, ())), key[1], key[2], round(seconds.get(key, 0.0), 4))
+        for key in dict.fromkeys((*run.charges, *seconds))
+    )
 
 
-def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
-    """Fold a journal from its first entry. Total: a prefix of a valid journal is valid."""
-    state = RunState(run_id)
+def _at_work_s(state: RunState, scope: ScopeState) -> float:
+    """Return for how long a scope's agent has been at work."""
+    now = state.ledger.active_s
+    away_s = scope.away_s + (now - scope.helped_since_s if scope.helpers else 0.0)
+    return max(0.0, now - scope.began_s - away_s)
+
+
+def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[str] = ()) -> RunState:
+    """Fold a journal from its first entry. Total: a prefix of a valid journal is valid.
+
+    Args:
+        run_id: the run.
+        entries: its journal.
+        limited: agents with limits of their own, whose use is counted apart.
+    """
+    state = RunState(run_id, limited)
     for entry in entries:  # what ``apply`` does, without a call for each
         state.seq += 1
         record = entry.record
         _APPLY[type(record)](state, record, entry.at)
         if state.seq == state.copied:
-            state.ledger = state.spent
+            _begin_ledger(state)
     return state
 
 
@@ -477,13 +563,25 @@ def apply(state: RunState, record: r.Record, at: float) -> None:
     """Fold one more record. ``at`` is when it was appended, seconds since the epoch."""
     advance(state, record, at)
     if state.seq == state.copied:
-        state.ledger = state.spent
+        _begin_ledger(state)
+
+
+def _begin_ledger(state: RunState) -> None:
+    """Count from here what a fork uses itself."""
+    state.ledger = state.spent
+    state.seconds = {}
+    for scope in state.scopes.values():
+        scope.began_s = scope.away_s = scope.helped_since_s = 0.0
 
 
 def advance(state: RunState, record: r.Record, at: float) -> None:
     """Fold one more record of a run that is driven: what a fork has copied lies behind it."""
     state.seq += 1
     _APPLY[type(record)](state, record, at)
+
+
+_NOTES_TAINT = 4
+"""The first version of the records that notes what is untrusted."""
 
 
 def _clock(spent: Spent, clock_s: float) -> None:
@@ -497,6 +595,7 @@ def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
         state.ledger = state.inherited
     state.fingerprints = record.fingerprints
     state.agents = record.agents
+    state.taint_unknown = record.version < _NOTES_TAINT
     root = ScopeState("", record.goal, record.tokens, agent_id=record.agent_id, strategy=record.strategy)
     state.scopes[""] = root
 
@@ -504,6 +603,8 @@ def _run_started(state: RunState, record: r.RunStarted, _at: float) -> None:
 def _continued(state: RunState, record: r.Continued, _at: float) -> None:
     root = state.scopes[""]
     root.history = record
+    root.tainted = record.tainted is True
+    state.taint_unknown = state.taint_unknown or record.tainted is None
     root.begin(root.goal, root.tokens[-1], agent_id=root.agent_id, strategy=root.strategy)
 
 
@@ -515,21 +616,45 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
     state.parked = None
     state.ended = state.failed is not None
     state.reserved = Held()
+    for account in state.accounts.values():
+        account.held = Held()
+    state.raising.asking = False
+    _look_at_clock(state, at)
     for scope in state.scopes.values():
-        if (cut := scope.llm) is not None and cut.reserved.input_tokens:
-            # Its process is dead, and what the provider made of it is not known: the worst is assumed.
-            _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
-        scope.llm = None
+        cut = scope.llm
+        if cut is not None and scope.accepted is not None:
+            # The provider goes on with it: it stays what it was, and its worst case held.
+            scope.detached = r.LLMDetached(
+                cut.step, 0.0, "its process ended", True, cut.scope, cut.attempt, cut.purpose
+            )  # fmt: skip
+            held, wanted = state.reserved, cut.reserved
+            held.input_tokens += wanted.input_tokens
+            held.output_tokens += wanted.output_tokens
+            held.cost_microusd += wanted.cost_microusd
+            _hold(state, scope, wanted, 1)
+        else:
+            if cut is not None and cut.reserved.input_tokens:
+                # Its process is dead, and what the provider made of it is not known: the worst is assumed.
+                _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
+            scope.llm = None
         scope.pausing = scope.waited = scope.asking = False
         for call in scope.calls:
             call.asking = False
-        if scope.guidance and scope.strategy == "react" and scope.phase == "model":
+        if scope.guidance and scope.strategy == "react" and scope.phase == "model" and scope.llm is None:
             _guide(scope)  # it came while the model was asked, and that call was cut
 
 
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
     state.fingerprints = record.fingerprints
     state.agents = record.agents
+    tasks = state.plan.tasks if state.plan is not None else {}
+    for task_id, limits in record.task_limits.items():
+        if task_id not in tasks:
+            continue
+        tasks[task_id].task = msgspec.structs.replace(tasks[task_id].task, limits=limits)
+        if limits is not None and ("task", task_id) not in state.accounts:
+            charges = [usage for key, charged in state.charges.items() if key[2] == task_id for usage in charged]
+            state.accounts["task", task_id] = Account(Spent(total(charges), len(charges)))
 
 
 def _dispatched(state: RunState, record: r.Dispatched, _at: float) -> None:
@@ -542,12 +667,14 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
     scope = state.scopes[record.scope]
     strategy: r.StrategyName = "pick" if scope.strategy == "pick" else "react"
     scope.begin(scope.goal, record.tokens, agent_id=record.agent_id, strategy=strategy)
+    scope.began_s = state.ledger.active_s
     _guide(scope)
 
 
 def _planned(state: RunState, record: r.Planned, _at: float) -> None:
     scope = state.scopes[record.scope]
     tasks = {task.id: TaskState(task) for task in record.tasks}
+    _limit(state, record.tasks)
     begun = scope.plan.begun if scope.plan is not None else {}
     scope.plan = PlanState(tasks, record.rationale, begun)
     scope.plan.tally()
@@ -557,12 +684,15 @@ def _planned(state: RunState, record: r.Planned, _at: float) -> None:
 def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
     scope = state.scopes[record.scope]
     plan = _plan_of(scope)
+    # Whoever wrote the new tasks was told the results of the old ones.
+    scope.tainted = scope.tainted or any(task.tainted for task in plan.tasks.values())
     kept = {task_id: plan.tasks[task_id] for task_id in record.kept}
     for task in kept.values():  # what a kept one did without is gone, and its id may be another's now
         needs = tuple(need for need in task.task.depends_on if need in kept)
         if needs != task.task.depends_on:
             task.task = msgspec.structs.replace(task.task, depends_on=needs)
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
+    _limit(state, record.tasks)
     plan.rationale = record.rationale
     plan.replans = record.count
     plan.tally()
@@ -573,11 +703,18 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
 
 def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     child = ScopeState(record.child, record.goal, record.tokens, agent_id=record.agent_id, strategy="react")
+    child.began_s = state.ledger.active_s
     state.scopes[record.child] = child
     parent = state.scopes[record.scope]
+    child.tainted = parent.tainted
     if not record.task_id:
+        if not parent.helpers:
+            parent.helped_since_s = child.began_s
+        parent.helpers += 1
         parent.calls[record.index].child = record.child
         state.ledger.tool_calls += 1
+        if state.accounts:
+            _count_tool_call(state, parent)
         return
     plan = _plan_of(parent)
     task = plan.tasks[record.task_id]
@@ -588,6 +725,8 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     task.attempts += 1
     task.child = record.child
     task.closed = None
+    if not child.tainted:  # it is shown the results of what it builds on
+        child.tainted = any(plan.tasks[need].tainted for need in task.task.depends_on if need in plan.tasks)
     plan.begun[record.task_id] = record.attempt
     plan.running[record.agent_id] = plan.running.get(record.agent_id, 0) + 1
 
@@ -595,15 +734,21 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
 def _scope_closed(state: RunState, record: r.ScopeClosed, _at: float) -> None:
     child = state.scopes.pop(record.child)
     parent = state.scopes[record.scope]
+    state.seconds[child.share] = state.seconds.get(child.share, 0.0) + _at_work_s(state, child)
     if parent.plan is None:
+        parent.helpers -= 1
+        if not parent.helpers:
+            parent.away_s += state.ledger.active_s - parent.helped_since_s
         for call in parent.calls:
             if call.child == record.child:
                 call.closed = record
+                call.untrusted = child.tainted
         return
     plan = parent.plan
     plan.running[child.agent_id] -= 1
     plan.close(child.place.task_id, record)
     task = plan.tasks[child.place.task_id]
+    task.tainted = task.tainted or child.tainted
     if task.task.on_failure == "abort" and (record.doubtful or not record.success):
         state.aborted = task.task.id
 
@@ -621,6 +766,34 @@ def _synthesised(state: RunState, record: r.Synthesised, _at: float) -> None:
     scope = state.scopes[record.scope]
     _plan_of(scope).synthesis = record
     _settled(scope)
+
+
+def _limit(state: RunState, tasks: Iterable[Task]) -> None:
+    """Count apart what tasks with limits of their own use."""
+    for task in tasks:
+        if task.limits is not None:
+            state.accounts["task", task.id] = Account()
+
+
+def _accounts_of(state: RunState, scope: ScopeState) -> Iterable[Account]:
+    """Yield the accounts that what a scope uses is charged to. What a fork has copied is charged to none."""
+    owners: tuple[Owner, Owner] = ("agent", scope.agent_id), ("task", scope.place.task_id)
+    for owner in owners if state.ledger is state.spent else ():
+        if (account := state.accounts.get(owner)) is not None:
+            yield account
+
+
+def _count_tool_call(state: RunState, scope: ScopeState) -> None:
+    for account in _accounts_of(state, scope):
+        account.spent.tool_calls += 1
+
+
+def _hold(state: RunState, scope: ScopeState, held: Reservation, sign: int) -> None:
+    """Hold the worst case of a call against its agent's and its task's limits; let go of it with a sign of -1."""
+    for account in _accounts_of(state, scope):
+        account.held.input_tokens += sign * held.input_tokens
+        account.held.output_tokens += sign * held.output_tokens
+        account.held.cost_microusd += sign * held.cost_microusd
 
 
 def _plan_of(scope: ScopeState) -> PlanState:
@@ -642,17 +815,42 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     scope = state.scopes[record.scope]
     scope.llm = record
     scope.waited = False
+    state.in_flight += 1
+    if record.response_id:
+        scope.detached = None
+        return  # it was counted when it was bought, and its worst case is held
     if record.attempt == 1:
         scope.failure = None
         scope.failures = 0
     state.ledger.llm_calls += 1
-    state.in_flight += 1
     held, wanted = state.reserved, record.reserved
     held.input_tokens += wanted.input_tokens
     held.output_tokens += wanted.output_tokens
     held.cost_microusd += wanted.cost_microusd
+    if state.accounts:
+        _hold(state, scope, wanted, 1)
+        for account in _accounts_of(state, scope):
+            account.spent.llm_calls += 1
+    if record.purpose == "step":
+        return
+    scope.asked_since_s = state.ledger.active_s
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
+
+
+def _llm_accepted(state: RunState, record: r.LLMAccepted, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    if scope.llm is not None:
+        scope.accepted = record
+
+
+def _llm_detached(state: RunState, record: r.LLMDetached, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    _clock(state.ledger, record.clock_s)
+    if scope.accepted is not None and scope.detached is None:
+        scope.detached = record
+        scope.failures += 1
+        state.in_flight -= 1
 
 
 def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
@@ -666,6 +864,8 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
         scope.compaction_failed = True
     spent = state.ledger
     _clock(spent, record.clock_s)
+    if record.purpose != "step":
+        _count_seconds(state, scope, record.purpose)
     if record.usage != _NO_USAGE:
         _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
@@ -677,14 +877,16 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     scope.failures = 0
     _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
     _clock(state.ledger, record.clock_s)
-    if record.purpose == "compaction":
-        state.summarizations += 1
-        scope.passes += 1
-        if started is not None:
-            text = "".join(part.text for part in record.parts if isinstance(part, Text))
-            _compact(scope, started.upto, text, record.tokens)
-        _guide(scope)
-        return
+    if record.purpose != "step":
+        _count_seconds(state, scope, record.purpose)
+        if record.purpose == "compaction":
+            state.summarizations += 1
+            scope.passes += 1
+            if started is not None:
+                text = "".join(part.text for part in record.parts if isinstance(part, Text))
+                _compact(scope, started.upto, text, record.tokens)
+            _guide(scope)
+            return
     scope.step = record.step
     scope.reply = record
     scope.reply_at = at
@@ -700,6 +902,14 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     _reply(scope, record)
 
 
+def _count_seconds(state: RunState, scope: ScopeState, purpose: r.LLMPurpose) -> None:
+    """Count how long a word on the run, or a summary, was waited for."""
+    seconds = max(0.0, state.ledger.active_s - scope.asked_since_s)
+    scope.away_s += seconds
+    key = (r.SITE_OF[purpose], *scope.share[1:])
+    state.seconds[key] = state.seconds.get(key, 0.0) + seconds
+
+
 _NO_USAGE = Usage()
 
 
@@ -712,6 +922,12 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
         held.input_tokens -= had.input_tokens
         held.output_tokens -= had.output_tokens
         held.cost_microusd -= had.cost_microusd
+        if state.accounts:
+            _hold(state, scope, had, -1)
+    if scope.accepted is not None:
+        if scope.detached is not None:
+            state.in_flight += 1  # it had been taken off when nobody listened any more
+        scope.accepted = scope.detached = None
     return started
 
 
@@ -721,6 +937,9 @@ def _charge(
     spent = state.ledger
     spent.usage = spent.usage + usage
     spent.estimated += estimated
+    if state.accounts:
+        for account in _accounts_of(state, scope):
+            account.spent.usage = account.spent.usage + usage
     if spent is state.spent:
         key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
         charges = state.charges.get(key)
@@ -794,6 +1013,8 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     call = state.scopes[record.scope].calls[record.index]
     call.started_epoch = state.epoch
     state.in_flight += 1
+    if record.untrusted:
+        call.untrusted = True
     if record.reconcile:
         return
     call.started_at = at
@@ -806,6 +1027,8 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect
     state.ledger.tool_calls += 1
+    if state.accounts:
+        _count_tool_call(state, state.scopes[record.scope])
     for rule in record.rules:
         state.uses[rule] = state.uses.get(rule, 0) + 1
 
@@ -847,6 +1070,8 @@ def _step_done(scope: ScopeState) -> None:
         parts.append(ToolResult(call.id, name, text, is_error))
         if result.images:
             images += result.images
+        if state.untrusted:
+            scope.tainted = True
         tokens += result.tokens
         seen.add((name, call.arguments, text))
     scope.say(Message("tool", (*parts, *images)), tokens)
@@ -867,8 +1092,7 @@ def _guide(scope: ScopeState) -> None:
 
 
 def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float) -> None:
-    scope = state.scopes[record.scope]
-    asked = _about(scope, record)
+    asked = asked_about(state, record.scope, record.index)
     if type(asked) is CallState and record.kind == "tool":
         asked.edited = ""
     asked.asked += 1
@@ -878,13 +1102,10 @@ def _approval_requested(state: RunState, record: r.ApprovalRequested, _at: float
     state.questions[record.approval_id] = (record.scope, record.index)
 
 
-def _about(scope: ScopeState, record: r.ApprovalRequested | r.ApprovalVoided) -> CallState | ScopeState:
-    return scope.calls[record.index] if record.index >= 0 else scope
-
-
-def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) -> None:
+def _approval_resolved(state: RunState, record: r.ApprovalResolved, at: float) -> None:
     scope = state.scopes[record.scope]
-    asked = scope.calls[record.index] if record.index >= 0 else scope
+    asked = asked_about(state, record.scope, record.index)
+    _look_at_clock(state, at)
     asked.answer = record
     asked.asking = False
     state.questions.pop(record.approval_id, None)
@@ -892,6 +1113,10 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
         state.commands.add(record.command_id)
     request = asked.request
     if request is None:
+        return
+    if request.kind == "budget":
+        if record.decision in ("approve", "edit"):
+            state.raises = (*state.raises, (request, record))
         return
     if record.decision == "edit" and request.kind == "tool" and type(asked) is CallState:
         asked.edited = record.arguments
@@ -902,8 +1127,13 @@ def _approval_resolved(state: RunState, record: r.ApprovalResolved, _at: float) 
         scope.guidance.append((record.text, record.tokens))
 
 
+def _look_at_clock(state: RunState, at: float) -> None:
+    state.raising.since = at
+    state.raising.since_active_s = state.spent.active_s
+
+
 def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> None:
-    asked = _about(state.scopes[record.scope], record)
+    asked = asked_about(state, record.scope, record.index)
     if type(asked) is CallState and asked.request is not None and asked.request.kind == "tool":
         asked.edited = ""
     asked.request = None
@@ -911,6 +1141,7 @@ def _approval_voided(state: RunState, record: r.ApprovalVoided, _at: float) -> N
     asked.asking = False
     state.questions.pop(record.approval_id, None)
     state.allowed = {scope: by for scope, by in state.allowed.items() if by[0].approval_id != record.approval_id}
+    state.raises = tuple(by for by in state.raises if by[0].approval_id != record.approval_id)
 
 
 def _guided(state: RunState, record: r.Guided, _at: float) -> None:
@@ -949,6 +1180,8 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
         scope.reply_errors += 1
         scope.phase = "model"
     else:
+        if scope.phase == "answered":  # and what was answered has not the form it must have
+            scope.reply_errors += 1
         scope.tell(record.text, record.tokens)
         scope.noted = True
         scope.phase = "model"
@@ -972,11 +1205,14 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
     state.failed = None
     state.ended = state.parked is not None
     state.aborted = ""
+    if state.raising.answer is not None:
+        state.raising.request = state.raising.answer = None
     for scope in state.scopes.values():
         scope.step_base = scope.step
         scope.failure = None
         scope.failures = 0
-        scope.reply_errors = 0
+        # An answer that had not its form is judged anew, and does not count once more.
+        scope.reply_errors = -1 if scope.phase == "answered" else 0
         scope.stale = 0
         scope.compaction_failed = False
         if scope.phase == "refused":
@@ -1016,6 +1252,8 @@ _APPLY = cast(
         r.TaskSkipped: _task_skipped,
         r.Synthesised: _synthesised,
         r.LLMStarted: _llm_started,
+        r.LLMAccepted: _llm_accepted,
+        r.LLMDetached: _llm_detached,
         r.LLMFailed: _llm_failed,
         r.LLMFinished: _llm_finished,
         r.ToolStarted: _tool_started,

@@ -62,12 +62,15 @@ class Watchdog:
         assert task is not None
         self._task = task
 
-    def start(self, seconds: float, *, silence_s: float = INFINITY, until: float = INFINITY) -> float:
+    def start(
+        self, seconds: float, *, silence_s: float = INFINITY, first_s: float | None = None, until: float = INFINITY
+    ) -> float:
         """Set a deadline.
 
         Args:
             seconds: from now.
             silence_s: seconds without ``seen = True`` that count as the end, found out within a tenth more.
+            first_s: the same until ``seen`` is set for the first time; None where that is no other.
             until: a time on the loop's clock that is a deadline as well.
 
         Returns:
@@ -80,11 +83,11 @@ class Watchdog:
         self._silence = silence_s
         self._expired = self.seen = False
         if silence_s != INFINITY:
-            silent = now + silence_s
+            silent = now + (silence_s if first_s is None else first_s)
             if silent < hard:
                 self._at = silent
             # It looks ten times in that while.
-            wake = min(hard, now + silence_s / 10)
+            wake = min(self._at, now + silence_s / 10)
         if wake < self._wakes_at:
             self._arm(wake)
         return hard

@@ -17,15 +17,18 @@ from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
 from harness.hitl.base import Approver
 from harness.hitl.gate import gate_of
+from harness.keys import place_of
 from harness.llm import as_llm
-from harness.llm.base import LLM, PricesCalls
+from harness.llm.base import LLM, PricesCalls, TakesTurns
 from harness.perform import Workbench
 from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
 from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
+from harness.state import RunState
 from harness.strategies.base import Member, RunConfig
 from harness.stream import RunLog
 from harness.tools import definition_hash
-from harness.tools.base import Tool
+from harness.tools.answer import AnswerForm, answer_form
+from harness.tools.base import Tool, ToolSpec
 from harness.tools.delegate import DelegateTool
 from harness.working_memory import TokenCounter, chars_over_four
 
@@ -103,11 +106,17 @@ class Wiring:
         self._tools = tools
         self._llm = llm
         self._llms = llms
+        self._takes_turns = any(isinstance(model, TakesTurns) for model in (llm, *llms.values()))
         specs = {name: tool.spec for name, tool in tools.items()}
         count = counter_of(agent)
-        overhead = count(agent.system_prompt) + sum(count(str(msgspec.to_builtins(spec))) for spec in specs.values())
+        form = None
+        if agent.output is not None:
+            whose, sure = f"AgentConfig.output of agent {agent.agent_id!r}", agent.confidence_from_llm
+            form = answer_form(agent.output, whose, taken=specs, confidence=sure)
+        told = [*specs.values(), *([form.tool] if form is not None else [])]
+        overhead = count(agent.system_prompt) + sum(count(_as_told(spec)) for spec in told)
         gate = gate_of(agent, specs, people.policy, limits.max_total_cost_usd)
-        gated = gate is not None or people.are_here or people.approve_plans
+        gated = gate is not None or people.are_here or people.approve_plans or limits.on_limit == "ask"
         self.config = RunConfig(
             agent,
             specs,
@@ -124,12 +133,19 @@ class Wiring:
             people.answer_within_s,
             price_of(llm),
             {purpose: price_of(other) for purpose, other in llms.items()},
+            form,
         )
-        self.fingerprints = fingerprints(agent, specs, llm)
+        self.fingerprints = fingerprints(agent, specs, llm, form)
+
+    def llm_for(self, purpose: LLMPurpose) -> LLM:
+        """Return the model that is asked for something."""
+        return self._llm if purpose == "step" else self._llms.get(purpose, self._llm)
 
     def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
         """Build what a driver performs this agent's calls with."""
-        return Workbench(run_id, self.config, self._llm, self._llms, self._tools, store, log, self._deps)
+        return Workbench(
+            run_id, self.config, self._llm, self._llms, self._tools, store, log, self._deps, self._takes_turns
+        )
 
 
 class Wirings:
@@ -199,6 +215,26 @@ class Wirings:
                 waiting += self.of(other).config.team
         return found
 
+    def limited(self) -> list[str]:
+        """Return the agents that have limits of their own."""
+        agents = self._agents
+        return [agent_id for agent_id in agents.all_ids() if agents.get(agent_id).limits is not None]
+
+    def form_of(self, state: RunState, task: str = "") -> AnswerForm | None:
+        """Return the form that the answer of a run with one agent must have, or of one task; None where it has none.
+
+        Args:
+            state: the folded journal.
+            task: the scope of the task; empty for the run.
+        """
+        root = state.scopes.get("")
+        agent_id = place_of(task).agent_id
+        if not task and root is not None and root.strategy == "react":
+            agent_id = root.agent_id
+        if agent_id not in self._agents.all_ids() or self._agents.get(agent_id).output is None:
+            return None
+        return self.of(agent_id).config.answer
+
     def commit_every(self, agent_id: str) -> int:
         """Return how many steps may share a commit: as many as the most careful of those at work wants."""
         agents = [*self.others(agent_id)] + ([agent_id] if agent_id != COORDINATOR else [])
@@ -208,6 +244,7 @@ class Wirings:
         """Return what signs answers in a run; None where nothing in it is gated."""
         agents = {agent_id, *self.others(agent_id)}
         gated = self.people.are_here or (agent_id == COORDINATOR and self.people.approve_plans)
+        gated = gated or self.limits.on_limit == "ask"
         if gated or any(self.of(agent).config.gate is not None for agent in agents):
             return self.people.seal
         return None
@@ -255,6 +292,11 @@ class Wirings:
 
     def _member(self, agent: AgentConfig) -> Member:
         return Member(agent, counter_of(agent), tuple(self._tools.of_agent(agent)))
+
+
+def _as_told(spec: ToolSpec) -> str:
+    """Return a tool's definition as text, without what no model is told."""
+    return str(msgspec.to_builtins(msgspec.structs.replace(spec, workspace="", untrusted=False)))
 
 
 def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:

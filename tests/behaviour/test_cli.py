@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import select
 import signal
 import subprocess
@@ -95,6 +96,7 @@ class ModelServer(ThreadingHTTPServer):
     def __init__(self, script: list[object]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script = script
+        self.tells_usage = True
         self.asked: list[dict[str, object]] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
@@ -126,7 +128,8 @@ class _Handler(BaseHTTPRequestHandler):
             {**common, "choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}]},
             {**common, "choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}},
         ]
-        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+        told = chunks if self.server.tells_usage else chunks[:-1]
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in told) + "data: [DONE]\n\n"
         self._send("text/event-stream", body)
 
     def _send(self, kind: str, body: str) -> None:
@@ -275,6 +278,7 @@ def test_a_signal_stops_the_run_and_names_the_resume_command(number: int) -> Non
 
 TOOLS = """
 import asyncio, pathlib, time
+from harness.tools import run_process
 
 def mark() -> None:
     pathlib.Path("at-work").touch()
@@ -295,6 +299,20 @@ async def deaf() -> str:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
             pass
+
+async def programs() -> str:
+    "Start programs."
+    word = pathlib.Path("word").read_text()
+    line = f"(setsid sleep {word} &) ; sleep {word} & touch at-work; sleep {word}"
+    return (await run_process("sh", "-c", line)).stdout
+
+async def programs_and_block() -> str:
+    "Start programs, and block the event loop."
+    working = asyncio.create_task(programs())
+    while not pathlib.Path("at-work").exists():
+        await asyncio.sleep(0.01)
+    time.sleep(60)
+    return await working
 
 calls = pathlib.Path("calls")
 
@@ -331,6 +349,26 @@ def test_a_tool_that_will_not_stop_does_not_keep_the_process(
     assert (code, err.count(HINT), err.count("Resume: ")) == (130, 1, 1), err
     assert took < 2.2  # two seconds, and what a busy machine adds
     assert harness("show", key_in(err)).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("tool", ["programs", "programs_and_block"])
+def test_what_tools_have_started_ends_with_the_run(tool: str, serve: Callable[..., ModelServer], project: Path) -> None:
+    stuck(project, tool)
+    word = f"1000.{secrets.randbelow(10**9):09}"  # seconds that nobody else sleeps
+    (project / "word").write_text(word)
+    process = start("run", "work", "--llm", serve([(tool, {})], "done").url, "--protocol", "native")
+    wait_for(project / "at-work")
+    code, err, _ = interrupt(process)
+    assert (code, err.count(HINT)) == (130, 1), err
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if _says(path, f"sleep\0{word}\0")]
+
+
+def _says(path: Path, line: str) -> bool:
+    try:
+        return path.read_bytes() == line.encode()
+    except OSError:  # it has ended
+        return False
 
 
 def test_a_second_interrupt_ends_the_process_at_once(serve: Callable[..., ModelServer], project: Path) -> None:
@@ -503,6 +541,25 @@ def test_a_spent_budget_is_exit_code_4_and_more_of_it_goes_on(command: Command) 
     assert "harness resume poor:reader --max-seconds MORE" in spent.stderr
     assert command("resume", "poor").returncode == 4
     assert command("resume", "poor", "--max-seconds", "60").returncode == 0
+
+
+def test_what_is_charged_by_estimate_is_said_so(
+    serve: Callable[..., ModelServer], project: Path, command: Command
+) -> None:
+    server = serve([("read_file", {"path": "answer.txt"})], "It is 42.")
+    server.tells_usage = False
+    words = ("--protocol", "native", "--run-id", "guessed", "--max-steps", "1")
+    cut = command("run", "What?", *words, OPENAI_BASE_URL=server.url)
+    assert "(1 call estimated)" in cut.stdout.splitlines()[-1]
+    resumed = command("resume", "guessed", "--max-steps", "9", OPENAI_BASE_URL=server.url)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "(2 calls estimated)" in resumed.stdout.splitlines()[-1]
+    shown = command("show", "guessed").stdout
+    assert "(2 calls estimated)" in shown.splitlines()[-1]
+    assert shown.count(" out (estimated)") == 2
+    server.tells_usage = True
+    told = command("run", "What?", "--protocol", "native", "--run-id", "told", OPENAI_BASE_URL=server.url)
+    assert "estimated" not in told.stdout
 
 
 def test_a_run_that_fails_is_exit_code_1_and_is_resumed(command: Command) -> None:

@@ -280,6 +280,76 @@ def test_an_answer_at_the_terminal(
     assert all(text in told for text in seen_by_the_model)
 
 
+LIMITED = f"{CONFIG}\n[budget]\nmax_llm_calls = 1\non_limit = 'ask'\n".replace('hitl_tools = ["send"]\n', "")
+RAISE = "Raise the limit? [y/n/e/why not]:"
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "code", "asked"),
+    [
+        ("raised", b"y\n", 0, 2),
+        ("not_raised", b"n: too dear\n", 4, 1),
+        ("not_raised_for", b"Enough is known.\n", 4, 1),
+    ],
+)
+def test_a_limit_is_raised_at_the_terminal(
+    name: str, keys: bytes, code: int, asked: int, serve: Serve, project: Path
+) -> None:
+    configure(project, LIMITED)
+    server = serve(script(SEND, "All done."))
+    terminal = Terminal("run", "work", "--llm", server.url, "--run-id", name)
+    terminal.sees(RAISE)
+    terminal.press(keys)
+    assert terminal.end() == code, terminal.text
+    same_screen(name, terminal)
+    assert len(server.asked) == asked
+
+
+def test_a_limit_is_raised_to_what_is_typed(serve: Serve, project: Path) -> None:
+    configure(project, LIMITED)
+    server = serve(script(SEND, "All done."))
+    terminal = Terminal("run", "work", "--llm", server.url, "--run-id", "typed")
+    terminal.sees(RAISE)
+    terminal.press(b"e\n")
+    terminal.sees("Type the arguments as JSON")
+    terminal.press(b'{"raise_to": 1}\n')
+    terminal.sees(RAISE, 2)
+    assert "raise_to must be more than" in terminal.text
+    terminal.press(b"e\n")
+    terminal.sees("Type the arguments as JSON", 2)
+    terminal.press(b'{"raise_to": 9}\n')
+    assert terminal.end() == 0, terminal.text
+    assert "to 9 · " in terminal.text
+
+
+def test_a_limit_is_raised_from_elsewhere(serve: Serve, project: Path) -> None:
+    configure(project, LIMITED)
+    server = serve(script(SEND, "All done."))
+    parked = harness("run", "work", "--llm", server.url, "--run-id", "far")
+    assert parked.returncode == 3, parked.stderr
+    listed = harness("runs", "--status", "waiting").stdout
+    approval_id = re.search(r"\[budget ([0-9a-f]{8})\]", listed)
+    assert approval_id is not None, listed
+    assert f"harness approve far:worker {approval_id[1]} --yes" in parked.stderr
+    shown = harness("approve", "far").stdout
+    assert "Tool: budget" in shown
+    assert "Why: max_llm_calls=1 is reached" in shown
+    assert "(--yes | --no [REASON] | --edit FILE)" in shown
+    (project / "edit.json").write_text('{"raise_to": 1}')
+    wrong = harness("approve", "far", "--edit", "edit.json")
+    assert wrong.returncode == 2
+    assert "raise_to must be more than the limit of 1" in wrong.stderr
+    (project / "edit.json").write_text('{"raise_to": 7}')
+    assert "raised to what was written" in harness("approve", "far", "--edit", "edit.json").stdout
+    done = harness("resume", "far")
+    assert done.returncode == 0, done.stderr
+    assert calls(project) == "ann: hi\n"
+    assert len(server.asked) == 2, "no call was paid twice"
+    told = harness("show", "far").stdout
+    assert "is max_llm_calls raised from 1 to 2?" in told
+    assert "to 7 · " in told
+
+
 def test_what_is_allowed_for_the_session_is_asked_once(serve: Serve, project: Path) -> None:
     server = serve(script(SEND, [("send", {"to": "bob", "text": "ho"})], "All done."))
     terminal = run_at_terminal(server, "twice")

@@ -162,6 +162,16 @@ def test_the_exit_code_says_what_becomes_of_a_call(words: tuple[str, ...], code:
     assert ("allow for session" in out) == (code == 3)
 
 
+def test_where_the_file_tools_work_is_known(run: Run) -> None:
+    rule = "[rules.in-here]\naction = 'forbid'\ntool = '*_file'\nargs = { path = { not = { inside = 'workspace' } } }\n"
+    Path("rules.toml").write_text(rule)
+    assert run("policy", "explain", "read_file", '{"path": "a.md"}')[0] == 0
+    assert run("policy", "explain", "read_file", '{"path": "../a.md"}')[0] == 1
+    assert run("policy", "explain", "read_file", '{"path": "a.md"}', "--workspace", "/srv")[0] == 0
+    code, out, _ = run("policy", "explain", "write_file", '{"path": "a.md"}')
+    assert code == 1, out  # where another tool works cannot be told
+
+
 def test_each_rule_is_explained_for_each_command(run: Run) -> None:
     _, out, _ = run("policy", "explain", "shell", "--command", "git status && git -C .. push")
     first, *lines = out.splitlines()

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from typing import Literal
 
 import pytest
 from llmock.pytest_plugin import LLMock
@@ -306,6 +307,12 @@ async def test_a_refusal_is_a_content_filter() -> None:
         '[{"name": "get_weather", "arguments": {"city": "Paris"}}]',
         '{"type": "function", "function": {"name": "get_weather", "arguments": "{}"}}',
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>',
+        '<tool_call>{"name": "get_weather", "arguments": {"city": "<b>Paris</b>"}}</tool_call>',
+        'I will look.\n<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}',
+        '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Paris"}}]',
+        'I will look. [TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}',
+        '<function=get_weather>{"city": "Paris"}</function>',
+        '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}',
         'I will look.\n```json\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n```',
         '{"action": "get_weather", "args": {"city": "Paris"}}',
         '{"name": "get_wether", "arguments": {"city": "Paris"}}',
@@ -385,6 +392,23 @@ async def test_a_conversation_with_tools_is_mapped() -> None:
         {"role": "user", "content": [picture("data:image/png;base64,AA", "auto")]},
         {"role": "user", "content": "go on"},
     ]
+
+
+@pytest.mark.parametrize("tool_calls", ["native", "text"])
+async def test_a_model_that_sees_no_images_is_shown_a_word(tool_calls: Literal["native", "text"]) -> None:
+    conversation = [
+        Message("user", (Text("look "), Image("https://example.org/a.png"))),
+        Message("assistant", (ToolCall("c1", "see", "{}"),)),
+        Message("tool", (ToolResult("c1", "see", "one"), Image("data:image/png;base64,AA"))),
+    ]
+    async with serving(http(events(chunk({"content": "a"}), chunk(finish="stop")))) as (server, _):
+        llm = OpenAILLM("m", base_url=server.url, tool_calls=tool_calls, images=False)
+        await ask(llm, LLMRequest("", conversation))
+        await llm.aclose()
+    sent = json.dumps(server.bodies[0])
+    assert server.bodies[0]["messages"][0]["content"] == "look [image]"
+    assert sent.count("[image]") == 2
+    assert "image_url" not in sent
 
 
 async def test_every_call_id_is_sent_once_and_answered_once() -> None:

@@ -11,6 +11,9 @@ import pytest
 from harness.agent import AgentConfig
 from harness.errors import LLMError
 from harness.llm.base import LLMRequest, LLMResponse
+from harness.llm.fallback import FallbackLLM
+from harness.llm.governed import GovernedLLM
+from harness.llm.rate import RateLimit
 from harness.messages import Part, Text, ToolCall, ToolResult
 from harness.result import RunResult
 from harness.runtime import AgentRuntime
@@ -114,6 +117,15 @@ async def flaky_model(lab: Lab) -> RunResult:
     return await lab.run(runtime, "clerk", "Do the round.")
 
 
+async def falling_back(lab: Lab) -> RunResult:
+    first = lab.llm(lambda _: LLMError("down", transient=True), name="first")
+    llm = FallbackLLM(first, GovernedLLM(lab.llm([ROUND[1], ROUND[3], ROUND[-1]]), RateLimit(max_concurrent=1)))
+    runtime = AgentRuntime(
+        llm=llm, agents=[AgentConfig("clerk")], tools=round_tools(lab), checkpoint_store=lab.store
+    )  # fmt: skip
+    return await lab.run(runtime, "clerk", "Do the round.")
+
+
 async def shared_commits(lab: Lab) -> RunResult:
     reads = [saying(f"Page {n}.", call("read", page=n)) for n in range(5)]
     script = [*reads, ROUND[1], ROUND[3], saying("Again.", call("read", page=9)), saying("Read, put, mailed, read.")]
@@ -127,7 +139,9 @@ async def large_results(lab: Lab) -> RunResult:
     return await lab.run(clerk(lab, script, tools, max_result_chars=1_000), "clerk", "Dump and mail.")
 
 
-WORKLOADS = [one_after_another, streaming, parallel_batch, failing_tools, compaction, flaky_model, large_results]
+WORKLOADS = [
+    one_after_another, streaming, parallel_batch, failing_tools, compaction, flaky_model, falling_back, large_results
+]  # fmt: skip
 STORES = [sqlite_store, file_store]
 
 

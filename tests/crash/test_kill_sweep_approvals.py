@@ -21,6 +21,7 @@ import pytest
 
 from harness.agent import AgentConfig
 from harness.approval import Seal, broken_links
+from harness.budget import GuardrailConfig
 from harness.hitl import ApprovalRequest, Approve, ApproveForSession, Decision, Edit, Reject, Steer
 from harness.messages import JSON
 from harness.plan import Plan, Task
@@ -31,6 +32,7 @@ from harness.records import (
     Entry,
     Guided,
     LLMFinished,
+    LLMStarted,
     Record,
     RunFinished,
     ToolFinished,
@@ -154,7 +156,10 @@ ANSWERS: dict[str, Decision] = {
     "wipe": Reject("never"),
     "mail": ApproveForSession(),
     "plan": Approve(),
+    "budget": Approve(),
 }
+LIMITED = GuardrailConfig(max_llm_calls=2, on_limit="ask")
+"""A call that is killed counts: it may have been paid for, and a limit is met the earlier for it."""
 
 
 async def answered_here(lab: Lab) -> RunResult:
@@ -171,6 +176,37 @@ async def answered_here(lab: Lab) -> RunResult:
     mailed = [arguments["to"] for tool, _, arguments in effects_of(lab.folder) if tool == "mail"]
     assert sorted(mailed) == ["bob", "cid"]  # type: ignore[type-var]
     assert [arguments for tool, _, arguments in effects_of(lab.folder) if tool == "pay"] == [{"cents": 3}]
+    return result
+
+
+async def limits_raised_here(lab: Lab) -> RunResult:
+    os.environ["HARNESS_APPROVAL_KEY"] = KEY
+    runtime = AgentRuntime(
+        llm=lab.llm([*ROUND[1:3], call("read", path="a"), call("read", path="b"), "Mailed."]),
+        agents=[AgentConfig("clerk")],
+        tools=tools_of(lab),
+        checkpoint_store=lab.store,
+        guardrail_config=GuardrailConfig(max_llm_calls=2, max_tool_calls=1, on_limit="ask"),
+        approver=Person(lab, ANSWERS),
+    )
+    result = await lab.run(runtime, "clerk", "Mail.")
+    entries = await records_of(lab)
+    assert read_lines(lab.folder / "again.log") == [], "a question was asked again whose answer was recorded"
+    limits = {"max_llm_calls": 2, "max_tool_calls": 1}
+    started = dict.fromkeys(limits, 0)
+    asked: dict[str, dict[str, JSON]] = {}
+    for entry in entries:
+        record = entry.record
+        if isinstance(record, ApprovalRequested) and record.kind == "budget":
+            asked[record.approval_id] = msgspec.json.decode(record.arguments)
+        elif isinstance(record, ApprovalResolved) and record.approval_id in asked:
+            raised = asked[record.approval_id]
+            limits[cast("str", raised["limit"])] = cast("int", raised["raise_to"])
+        elif isinstance(record, LLMStarted) or (isinstance(record, ToolStarted) and not record.reconcile):
+            name = "max_llm_calls" if isinstance(record, LLMStarted) else "max_tool_calls"
+            assert started[name] < limits[name], "nothing is started beyond what a person has allowed"
+            started[name] += 1
+    assert broken_links([entry.record for entry in entries], Seal(KEY.encode())) == []
     return result
 
 
@@ -205,7 +241,7 @@ def name(value: object) -> str | None:
 
 
 @pytest.mark.parametrize("store", STORES, ids=name)
-@pytest.mark.parametrize("workload", [answered_here, a_plan_answered_here], ids=name)
+@pytest.mark.parametrize("workload", [answered_here, a_plan_answered_here, limits_raised_here], ids=name)
 def test_a_kill_at_any_point_asks_nothing_again_and_runs_nothing_unasked(
     kill_sweep: KillSweep, workload: Workload, store: StoreFactory
 ) -> None:
@@ -228,7 +264,9 @@ def runtime_of(lab: Lab) -> AgentRuntime:
     tools[1] = lab.tool("pay", reconciles=True)
     tools[4] = lab.tool("mail", reconciles=True)
     agents = [AgentConfig("clerk", hitl_tools=GATED)]
-    return AgentRuntime(llm=lab.llm(ROUND), agents=agents, tools=tools, checkpoint_store=lab.store)
+    return AgentRuntime(
+        llm=lab.llm(ROUND), agents=agents, tools=tools, checkpoint_store=lab.store, guardrail_config=LIMITED
+    )  # fmt: skip
 
 
 async def drive(lab: Lab) -> JSON:

@@ -14,7 +14,7 @@ import harness
 
 CPU_LIMIT_S = 0.100
 NOT_WITH_IMPORT = (
-    "apsw", "cyclopts", "docstring_parser", "genai_prices", "httpx2", "openai", "pydantic", "rich",
+    "anthropic", "apsw", "cyclopts", "docstring_parser", "genai_prices", "httpx2", "openai", "pydantic", "rich",
     "harness.cli", "harness.testing",
 )  # fmt: skip
 

@@ -80,6 +80,7 @@ def _pretend_set_up(checkout: Path) -> None:
     [
         ({}, (), "harness demo\n"),
         ({"OPENAI_API_KEY": "k"}, (), "harness run What is in this folder, and what is it for? --folder .\n"),
+        ({"ANTHROPIC_API_KEY": "k"}, (), "harness run What is in this folder, "),
         ({"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}, (), "harness run What is in this folder, "),
         ({}, ("resume", "a b"), "harness resume a b\n"),
     ],

@@ -13,6 +13,7 @@ from harness import (
     AgentConfig,
     AgentRegistry,
     AgentRuntime,
+    AnthropicLLM,
     Cancelled,
     CheckpointStore,
     Entry,
@@ -21,16 +22,20 @@ from harness import (
     FileCheckpointStore,
     Finished,
     GuardrailConfig,
+    Limits,
     LLMSettings,
     MemoryCheckpointStore,
     NotDone,
     OpenAILLM,
     Parked,
+    Plan,
+    Replay,
     RunQuery,
     RunResult,
     RunStream,
     RunSummary,
     SQLiteCheckpointStore,
+    Task,
     Tool,
     ToolContext,
     ToolRegistry,
@@ -39,7 +44,7 @@ from harness import (
     maybe_resume_key,
     tool,
 )
-from harness.testing import RecordingTool, ScriptedLLM, call
+from harness.testing import CassetteLLM, RecordingTool, ScriptedLLM, call
 
 
 class Deps:
@@ -82,6 +87,10 @@ def wrong(x: int) -> int:
 agent = AgentConfig(
     "reader", "reads", "Answer.", allowed_tools=("plain",), max_steps=5, llm_settings=LLMSettings(temperature=0)
 )
+AgentConfig("reader", limits=Limits(max_llm_calls=3), output=dict[str, int])
+AgentConfig("reader", limits=3)  # pyright: ignore[reportArgumentType]
+Plan([Task("t", "reader", "Read.", limits=Limits(max_total_cost_usd=0.1))])
+Limits(3)  # pyright: ignore[reportCallIssue]
 AgentConfig("reader", max_steps="5")  # pyright: ignore[reportArgumentType]
 GuardrailConfig(2.0)  # pyright: ignore[reportCallIssue]
 
@@ -90,7 +99,11 @@ stores: list[CheckpointStore] = [
     FileCheckpointStore("checkpoints"),
     MemoryCheckpointStore(),
 ]
-models: list[LLM] = [OpenAILLM(model="m"), ScriptedLLM([call("plain", city="Rome"), "sunny"])]
+models: list[LLM] = [
+    OpenAILLM(model="m"),
+    AnthropicLLM("m", prompt_caching=False),
+    ScriptedLLM([call("plain", city="Rome"), "sunny"]),
+]
 tools: list[Tool] = [plain, look_up, pay, RecordingTool("send", "log.txt"), *file_tools(".")]
 
 runtime = AgentRuntime(
@@ -130,6 +143,9 @@ async def blocking() -> None:
         result = await runtime.run_agent("reader", "Why?", run_id="my-run")
         assert_type(result, RunResult)
         assert_type(result["answer"], object)
+        assert_type(result.output, object)
+        assert_type(result.output_as(Deps), Deps)
+        assert_type(result.output_as(dict[str, int], task_id="t"), dict[str, int])
         assert_type(result.trace[0], Entry)
         assert_type(await runtime.resume("my-run"), RunResult)
         assert_type(await runtime.fork("my-run", at=2), str)
@@ -145,6 +161,22 @@ async def streaming() -> None:
             assert_type(event, Event)
             print(event.type, event.payload, event.token, event.timestamp)
     assert_type(stream.result, RunResult | None)
+    replay = runtime.replay_stream("my-run", speed=2)
+    assert_type(replay, Replay)
+    async with replay as shown:
+        async for event in shown:
+            assert_type(event, Event)
+    assert_type(replay.result, RunResult | None)
+
+
+async def recordings() -> None:
+    """A cassette is a model, made of a file or of a run."""
+    models: list[LLM] = [CassetteLLM("tapes/a.json", lambda: OpenAILLM("m"), record="missing", scrub=str.strip)]
+    cassette = await CassetteLLM.from_run(runtime.store, "my-run")
+    assert_type(cassette, CassetteLLM)
+    assert_type(cassette.unused, int)
+    CassetteLLM("tapes/a.json", record="sometimes")  # pyright: ignore[reportArgumentType]
+    AgentRuntime(llm=models[0])
 
 
 assert_type(runtime.run_sync(runtime.run_agent("reader", "Why?")), RunResult)

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from harness.agent import AgentConfig
 from harness.approval import AUDITED, GatedCall, Judged, Seal, audited, broken_links
-from harness.budget import Usage
+from harness.budget import GuardrailConfig, Usage
 from harness.fork import fork_records
 from harness.hitl.gate import gate_of
 from harness.inbox import record_of
 from harness.mailbox import Answer, Guidance, Mail
 from harness.messages import Text, ToolCall
+from harness.raising import invalid_raise
 from harness.records import (
     VERSION,
     ApprovalRequested,
@@ -49,8 +50,8 @@ from harness.records import (
     decode,
     encode,
 )
-from harness.state import RunState, apply, fold, open_questions, question_of
-from harness.strategies.base import Ask, Pause, RunConfig
+from harness.state import RunState, apply, asked_about, fold, open_questions, question_of
+from harness.strategies.base import Ask, Pause, RunConfig, Wait
 from harness.strategies.react import react
 from harness.tools.base import ToolSpec
 
@@ -58,6 +59,7 @@ PROCESS = ProcessId("host", "boot", 1, "0")
 SEAL, OTHER_SEAL = Seal(b"k" * 32), Seal(b"o" * 32)
 ARGUMENTS = ('{"to":"ann"}', '{"to": "bob"}')
 EDITED = ('{"to":"cid"}', "[1]", '{"to":"eve"}')
+RAISES = tuple(f'{{"raise_to":{number}}}' for number in (2, 4, 7, 30))
 DECISIONS: tuple[DecisionName, ...] = ("approve", "session", "edit", "reject", "steer")
 GATED = ("send", "pay", "put", "ruled")
 
@@ -81,7 +83,9 @@ def policy(asked: GatedCall) -> Judged:
     return Judged("allow", rule="first") if asked.uses.get("first", 0) < 1 else Judged("ask", "enough", "first")
 
 
-def unfit(_request: ApprovalRequested, arguments: str) -> str:
+def unfit(request: ApprovalRequested, arguments: str) -> str:
+    if request.kind == "budget":
+        return invalid_raise(request.arguments, arguments)
     return "" if arguments.startswith("{") else "no object"
 
 
@@ -96,6 +100,7 @@ class World:
         self.within_s = self.draw(st.sampled_from([None, None, 5.0]))
         self.human = self.draw(st.booleans())
         self.memory = self.draw(st.sampled_from([8000, 8000, 12]))
+        self.most_calls = self.draw(st.sampled_from([None, 1, 3]))
         self.definitions = dict.fromkeys([*GATED, "look"], "1")
         self.workspace = "/a"
         self.state = RunState(self.run_id)
@@ -129,6 +134,7 @@ class World:
         return RunConfig(
             agent,
             specs,
+            GuardrailConfig(max_llm_calls=self.most_calls, on_limit="ask"),
             gate=gate_of(agent, specs, policy),
             seal=SEAL,
             definitions=dict(self.definitions),
@@ -151,7 +157,12 @@ class World:
         apply(self.state, record, self.now)
 
     def check(self, record: Record) -> None:
-        """A gated call starts by a rule, or by what somebody has really said, in time, of exactly this call."""
+        """A gated call starts by a rule, or by what somebody has really said, in time, of exactly this call.
+
+        No model is called beyond the limit, or what somebody has really raised it to.
+        """
+        if isinstance(record, LLMStarted) and self.most_calls is not None:
+            assert self.state.spent.llm_calls < max([self.most_calls, *self.raised()]), "nobody has raised it that far"
         if not isinstance(record, ToolStarted) or record.reconcile or record.tool not in GATED:
             return
         call = self.state.scopes[record.scope].calls[record.index]
@@ -177,6 +188,16 @@ class World:
         assert call.arguments == wanted, "it runs with exactly what was approved"
         assert answer.decision == "edit" or request.arguments == call.arguments
 
+    def raised(self) -> list[int]:
+        """What people have really raised the limit to, in this run."""
+        found: list[int] = []
+        for (run_id, _), said in self.said.items():
+            yes = said.answer.decision in ("approve", "edit")
+            if yes and run_id == self.run_id and said.request.kind == "budget":
+                text = said.answer.arguments or said.request.arguments
+                found.append(msgspec.json.decode(text, type=dict[str, object])["raise_to"])  # type: ignore[arg-type]
+        return found
+
     def take(self) -> None:
         """A new driver: whatever was open is in doubt, and nobody is being asked."""
         self.open = []
@@ -196,9 +217,9 @@ class World:
                     scope.waited = True
                     facts += 1
                 elif isinstance(step, Ask):
-                    scope.calls[step.index].asking = True
+                    asked_about(self.state, step.scope, step.index).asking = True
                     self.open.append(step)
-                else:
+                elif not isinstance(step, Wait):
                     self.note(step)
                     if isinstance(step, (LLMStarted, ToolStarted)):
                         self.open.append(step)
@@ -212,7 +233,8 @@ class World:
 
     def answer(self, request: ApprovalRequested, decision: DecisionName, seal: Seal = SEAL) -> ApprovalResolved:
         text = "why" if decision in ("reject", "steer") else ""
-        arguments = self.draw(st.sampled_from(EDITED)) if decision == "edit" else ""
+        numbers = RAISES if request.kind == "budget" else EDITED
+        arguments = self.draw(st.sampled_from(numbers)) if decision == "edit" else ""
         mac = seal.sign(
             request.digest, decision, by="ann", text=text, arguments=arguments, expires_at=request.expires_at
         )
@@ -221,6 +243,9 @@ class World:
         )
 
     def remember(self, request: ApprovalRequested, answer: ApprovalResolved) -> None:
+        if request.kind == "budget":
+            self.said[self.run_id, request.approval_id] = Said(self.run_id, request, answer, "", "")
+            return
         scope = self.state.scopes[request.scope]
         spec = self.config.tools[scope.calls[request.index].call.name]
         # What was asked is asked of the tool as it was then: that is what the digest says.
@@ -271,7 +296,7 @@ class World:
             self.expire(request)
             return
         fits = (decision != "session" or request.session) and (
-            decision != "edit" or (request.kind == "tool" and not unfit(request, answer.arguments))
+            decision != "edit" or (request.kind != "in_doubt" and not unfit(request, answer.arguments))
         )
         if how == "here":
             if not fits:
@@ -374,7 +399,7 @@ class World:
             before = len(self.entries)
             self.decide()
             for entry in self.entries[before:]:
-                if isinstance(entry.record, ApprovalRequested):
+                if isinstance(entry.record, ApprovalRequested) and entry.record.kind != "budget":
                     tool = entry.record.tool
                     place = self.workspace if tool == "send" else ""
                     self.asked_of[self.run_id, entry.record.approval_id] = (self.definitions[tool], place)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import json
 import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from harness import AgentConfig, AgentRuntime, MemoryCheckpointStore
+from harness.approval import GatedCall
 from harness.errors import ConfigError, ToolError
-from harness.tools import InvalidArguments, ToolContext, file_tools
+from harness.hitl import Policy, Rule
+from harness.hitl.gate import gate_of
+from harness.hitl.predicates import Inside, Not
+from harness.llm.chat_request import chat_body
+from harness.records import LLMStarted
+from harness.testing import ScriptedLLM, call
+from harness.tools import InvalidArguments, ToolContext, file_tools, tool
 
 CONTEXT: ToolContext[object] = ToolContext("run", "0/0", None)
 SECRET = "top secret line"
@@ -207,7 +218,7 @@ async def test_results_are_bounded_and_say_so(tmp_path: Path) -> None:
 
 def test_the_descriptions_hold_nothing_to_copy(folder: Path) -> None:
     for each in file_tools(folder):
-        text = str(each.spec)
+        text = f"{each.spec.name} {each.spec.description} {each.spec.schema}"  # all that a model is told of it
         assert each.spec.effect == "read"
         assert not any(sign in text for sign in ("e.g.", "example", "*.py", "src", "folder/", str(folder)))
         assert each.spec.schema["additionalProperties"] is False
@@ -372,3 +383,99 @@ async def test_what_may_not_be_read_is_a_note(folder: Path, run: Run) -> None:
             await run("list_files", path="sub")
     finally:
         (folder / "sub").chmod(0o700)
+
+
+# --- what a policy knows of them ------------------------------------------------------------------------------------
+
+
+def decided(folder: Path, arguments: str, rule: Rule) -> str:
+    """What becomes of a call of read_file where one rule asks where its path leads."""
+    specs = {each.spec.name: each.spec for each in file_tools(folder)}
+    gate = gate_of(AgentConfig("a"), specs, Policy((rule,)))
+    assert gate is not None
+    return gate(GatedCall("read_file", arguments, "read", "a")).action
+
+
+INSIDE = Rule(id="inside", action="allow", tool="read_file", args={"path": Inside(("workspace",))})
+OUTSIDE = Rule(id="outside", action="forbid", tool="read_file", args={"path": Not(Inside(("workspace",)))})
+TRICKS = [
+    "../outside/secret.txt",
+    "sub/../../outside/secret.txt",
+    "../folder-too/secret.txt",
+    "../folder/../outside/secret.txt",
+    "/etc/passwd",
+    "sub/./../../folder-too/secret.txt",
+    "..",
+    "~/secret.txt",
+    "sub\\..\\..\\outside",
+    "\uff0e\uff0e/outside/secret.txt",
+    "",
+]
+
+
+@pytest.mark.parametrize("path", ["b.txt", "sub/deep/d.py", "./b.txt", "sub/../b.txt", "not there"])
+def test_a_rule_can_tell_that_a_path_is_inside_the_folder(folder: Path, path: str) -> None:
+    arguments = json.dumps({"path": path})
+    assert decided(folder, arguments, msgspec.structs.replace(INSIDE, action="ask")) == "ask"
+    assert decided(folder, arguments, OUTSIDE) == "allow"
+    assert decided(folder, json.dumps({"path": str(folder / path)}), OUTSIDE) == "allow"
+
+
+@pytest.mark.parametrize("path", TRICKS)
+async def test_no_path_that_leads_out_is_taken_for_one_inside(folder: Path, run: Run, path: str) -> None:
+    arguments = json.dumps({"path": path})
+    assert decided(folder, arguments, OUTSIDE) == "forbid"
+    with pytest.raises(ToolError):
+        await run("read_file", path=path, start_line=1, max_lines=5)
+
+
+async def test_a_link_that_leads_out_is_not_followed_though_its_path_is_inside(folder: Path, run: Run) -> None:
+    (folder / "link").symlink_to(folder.parent / "outside")
+    arguments = json.dumps({"path": "link/secret.txt"})
+    assert decided(folder, arguments, OUTSIDE) == "allow", "a path is text to a rule"
+    with pytest.raises(ToolError, match="leads outside"):
+        await run("read_file", path="link/secret.txt", start_line=1, max_lines=5)
+
+
+def test_a_folder_that_is_reached_by_a_link_is_known_by_where_it_is(folder: Path) -> None:
+    (folder.parent / "other name").symlink_to(folder)
+    assert {each.spec.workspace for each in file_tools(folder.parent / "other name")} == {str(folder.resolve())}
+
+
+def test_where_the_folder_is_costs_no_tokens_and_is_told_to_no_model(folder: Path) -> None:
+    llm = ScriptedLLM([call("list_files"), "Done."])
+    runtime = AgentRuntime(
+        llm=llm,
+        agents=[AgentConfig("a")],
+        tools=file_tools(folder),
+        checkpoint_store=MemoryCheckpointStore(),
+        auto_resume=False,
+    )
+    result = asyncio.run(runtime.run_agent("a", "Go."))
+    deep = folder / ("d" * 100) / ("e" * 100)
+    deep.mkdir(parents=True)
+    there = AgentRuntime(
+        llm=ScriptedLLM([call("list_files"), "Done."]),
+        agents=[AgentConfig("a")],
+        tools=file_tools(deep),
+        checkpoint_store=MemoryCheckpointStore(),
+        auto_resume=False,
+    )
+    other = asyncio.run(there.run_agent("a", "Go."))
+    records = [[entry.record for entry in each.trace] for each in (result, other)]
+    sizes = [next(record.tokens for record in those if isinstance(record, LLMStarted)) for those in records]
+    assert sizes[0] == sizes[1]
+    body = json.dumps(chat_body(llm.requests[0], "m", is_openai=True))
+    assert "list_files" in body
+    assert str(folder) not in body
+
+
+def test_a_workspace_is_an_absolute_path() -> None:
+    @tool(effect="read", workspace=Path("/srv/site"))
+    def read(path: str) -> str:
+        return path
+
+    assert read.spec.workspace == "/srv/site"
+    for wrong in ("site", 5):
+        with pytest.raises(ConfigError, match="workspace must be the absolute path of a folder"):
+            tool(workspace=wrong)  # type: ignore[call-overload]

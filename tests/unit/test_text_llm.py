@@ -15,6 +15,7 @@ from harness.agent import LLMSettings
 from harness.budget import Usage
 from harness.llm import CompleteLLM, TextReActLLM, as_llm
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone, TextDelta
+from harness.llm.replies import USE_THE_INTERFACE
 from harness.messages import Image, Message, Reasoning, Text, ToolCall, ToolResult, assistant, user
 from harness.records import FinishReason
 from harness.testing import ScriptedLLM
@@ -163,6 +164,63 @@ async def test_malformed_replies_say_what_is_wrong(text: str, says: str) -> None
     assert reply.usage == Usage(1, 2)  # it was paid for
 
 
+MARKED = [
+    ('<tool_call>\n{"name": "read_file", "arguments": {"path": "a < b"}}\n</tool_call>', '{"path": "a < b"}'),
+    ('<tool_call>{"name": "read_file", "arguments": "{\\"path\\": \\"a\\"}"}</tool_call>', '{"path": "a"}'),
+    ('[TOOL_CALLS][{"name": "read_file", "arguments": {"path": "a"}}]', '{"path": "a"}'),
+    ('[TOOL_CALLS]read_file{"path": "a"}', '{"path": "a"}'),
+    ('[TOOL_CALLS]read_file[CALL_ID]x9[ARGS]{"path": "a"}', '{"path": "a"}'),
+    ('<function=read_file>{"path": "a"}</function>', '{"path": "a"}'),
+    ('<|python_tag|>{"name": "read_file", "parameters": {"path": "a"}}', '{"path": "a"}'),
+    ('```json\n<tool_call>{"name": "read_file", "arguments": {}}</tool_call>\n```', "{}"),
+]
+
+
+@pytest.mark.parametrize(("text", "arguments"), MARKED)
+async def test_a_call_in_the_marks_of_the_model_is_a_step(text: str, arguments: str) -> None:
+    reply = await read(text)
+    assert reply.parts == (ToolCall("call_1_0", "read_file", arguments),)
+    for end in range(len(text)):
+        assert actions(await read(text[:end])) == [], text[:end]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'I will look. <tool_call>{"name": "read_file", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "read_file", "arguments": {}}</tool_call> Then I answer.',
+        '<tool_call>{"name": "read_file", "arguments": {}}',
+        '<tool_call>{"name": "read_file"',
+        "[TOOL_CALLS]read_file{'path': 'a'}",
+        "[TOOL_CALLS]read_file",
+        "<function=read_file>",
+        "<|python_tag|>import os",
+    ],
+)
+async def test_marked_calls_beside_anything_else_are_not_made(text: str) -> None:
+    reply = await read(text)
+    assert reply.malformed
+    assert not actions(reply)
+
+
+async def test_several_marked_calls_are_several_calls_where_that_is_offered() -> None:
+    text = (
+        '<tool_call>{"name": "read_file", "arguments": {"path": "a"}}</tool_call>\n'
+        '<tool_call>{"name": "list_files", "arguments": {}}</tool_call>'
+    )
+    assert [call.name for call in (await read(text)).parts if isinstance(call, ToolCall)] == ["read_file", "list_files"]
+    assert "one call in each step" in (await read(text, parallel_calls=False)).malformed
+
+
+async def test_a_note_about_the_interface_is_told_in_steps() -> None:
+    note = user(f"Your last reply could not be used: {USE_THE_INTERFACE}. Reply again.")
+    fake = Fake(CALL)
+    await ask(TextReActLLM(fake), LLMRequest("", [user("look"), assistant("hm"), note], TOOLS))
+    told = fake.requests[0].messages[-1].text
+    assert "interface" not in told
+    assert '"action"' in told
+
+
 async def test_one_call_a_step_where_that_was_asked() -> None:
     reply = await read('{"actions": [{"tool": "list_files"}, {"tool": "list_files"}]}', parallel_calls=False)
     assert "one call in each step" in reply.malformed
@@ -230,7 +288,22 @@ async def test_any_text_is_read_or_malformed(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["x", "{", "[", '{"a":', "```", '"', "\\", "<tool_call>", '{"action": "finish", "answer": "', ",", "{,"]
+    "unit",
+    [
+        "x",
+        "{",
+        "[",
+        '{"a":',
+        "```",
+        '"',
+        "\\",
+        "<tool_call>",
+        "[TOOL_CALLS]",
+        "<function=a>{",
+        '{"action": "finish", "answer": "',
+        ",",
+        "{,",
+    ],
 )
 async def test_two_megabytes_of_bad_text_are_handled_at_once(unit: str) -> None:
     text = unit * (2_000_000 // len(unit))

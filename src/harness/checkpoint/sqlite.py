@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count, repeat
 from pathlib import Path
 from typing import TypeVar
 
@@ -95,12 +96,12 @@ class SQLiteCheckpointStore:
             decoded = decode_batches([data for _, _, data in batches], where=where)
             for (last, at, _), records in zip(batches, decoded, strict=True):
                 seq = last - len(records)
-                if seq > end or (seq < end and end != after):
-                    raise CheckpointCorrupt(f"{where} lacks the records between {end} and {seq + 1}")
-                for record in records:
-                    seq += 1
-                    if seq > after:
-                        yield Entry(run_id, seq, at, record)
+                if seq != end:
+                    if seq > end or end != after:
+                        raise CheckpointCorrupt(f"{where} lacks the records between {end} and {seq + 1}")
+                    records, seq = records[end - seq :], end  # noqa: PLW2901 - what comes after ``after``
+                for entry in map(Entry, repeat(run_id), count(seq + 1), repeat(at), records):
+                    yield entry
                 end = last
             await asyncio.sleep(0)
 

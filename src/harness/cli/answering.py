@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias, cast
+
+import msgspec
 
 from harness import host
 from harness.approval import (
@@ -22,18 +25,20 @@ from harness.approval import (
     broken_links,
 )
 from harness.cli import screen as screens
+from harness.cli.choices import Choices
 from harness.cli.codes import FAILED, OK
-from harness.cli.commands import NoModel
 from harness.cli.stored import Found, key_of, open_store, read, status_of
 from harness.cli.text import count, safe
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.events import arguments_for_show
 from harness.hitl.banner import described, scope_of
 from harness.hitl.base import ApprovalRequest
 from harness.hitl.shown import safe_word
 from harness.keys import join_key
+from harness.llm.absent import NoModel
 from harness.mailbox import Answer
 from harness.messages import JSON
+from harness.raising import invalid_raise
 from harness.records import ApprovalRequested, ApprovalResolved, Audited
 from harness.runtime import AgentRuntime
 from harness.state import fold, open_questions
@@ -183,6 +188,10 @@ def _check(question: Question, decision: Decision) -> None:
         raise ConfigError(f"{request.approval_id} cannot be allowed for the session: --yes allows this one call")
     if isinstance(decision, Edit) and request.kind == "in_doubt":
         raise ConfigError("a call in doubt cannot be edited: --yes runs it again, --say TEXT says what came of it")
+    if isinstance(decision, Edit) and request.kind == "budget":
+        wrong = invalid_raise(request.arguments, msgspec.json.encode(decision.arguments).decode())
+        if wrong:
+            raise ConfigError(f"the limit cannot be raised to that: {wrong}")
 
 
 def _show(found: Found, questions: list[Question], *, as_json: bool) -> None:
@@ -249,10 +258,14 @@ def _how_to_answer(request: ApprovalRequest) -> str:
         answers.insert(1, "--session")
     if request.kind != "in_doubt":
         answers.insert(-1, "--edit FILE")
+    if request.kind == "budget":
+        answers.remove("--say TEXT")
     return f"Answer: harness approve {shlex.quote(request.key)} {request.approval_id} ({' | '.join(answers)})"
 
 
 def _words_of(decision: Decision, question: Question) -> str:
+    if question.request.kind == "budget":
+        return _words_on_limit(decision)
     match decision:
         case Approve():
             return "approved once"
@@ -267,6 +280,16 @@ def _words_of(decision: Decision, question: Question) -> str:
             return "rejected"
         case Steer():
             return "answered"
+
+
+def _words_on_limit(decision: Decision) -> str:
+    match decision:
+        case Approve() | ApproveForSession():
+            return "raised as proposed"
+        case Edit():
+            return "raised to what was written"
+        case Reject() | Steer():
+            return "not raised"
 
 
 # -- steer, cancel ------------------------------------------------------------------------------
@@ -304,7 +327,8 @@ def cancel(key: str, reason: str, *, as_json: bool) -> int:
 
 
 async def _cancel(found: Found, reason: str) -> bool:
-    await _to(found, lambda runtime, key: runtime.cancel(key, reason))
+    async with _canceller(found) as runtime:
+        await runtime.cancel(join_key(found.state.run_id), reason)
     until = time.monotonic() + CANCEL_WITHIN_S
     while time.monotonic() < until:
         async with open_store() as store:
@@ -315,6 +339,21 @@ async def _cancel(found: Found, reason: str) -> bool:
             return True
         await asyncio.sleep(0.1)
     return False
+
+
+def _canceller(found: Found) -> AgentRuntime:
+    """Return what ends a run: with its own model, where that has a response to stop at the provider."""
+    origin = found.state.started.origin if found.state.started else None
+    waits = any(scope.accepted is not None for scope in found.state.scopes.values())
+    if waits and origin is not None and origin.kind == "cli":
+        from harness.cli.wiring import wire
+
+        try:
+            return wire(Choices.of(origin.settings), server_named=False).runtime
+        except HarnessError as error:
+            said = f"harness: what the provider still writes for this run is left to come to its end: {error}"
+            print(safe(said), file=sys.stderr)
+    return AgentRuntime(llm=NoModel(), auto_resume=False)
 
 
 # -- audit --------------------------------------------------------------------------------------

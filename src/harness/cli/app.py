@@ -58,12 +58,16 @@ class Model:
     """The flags that choose the model."""
 
     llm: Annotated[
-        str | None, Parameter(help="A base URL (http://127.0.0.1:8080/v1), URL#model, or a model's name.")
+        str | None,
+        Parameter(help="A base URL (http://127.0.0.1:8080/v1), URL#model, a model's name, or anthropic:MODEL."),
     ] = None
     model: Annotated[str | None, Parameter(help="The model's name.")] = None
     protocol: Annotated[
-        Literal["native", "text"] | None,
-        Parameter(help="How the model calls tools. The default is text for a local server, else native."),
+        Literal["native", "text", "responses", "background"] | None,
+        Parameter(
+            help="How the model is spoken to: with native tool calls, in text, or in OpenAI's Responses protocol, also "
+            "in the background. The default is text for a local server, else native."
+        ),
     ] = None
 
 
@@ -206,6 +210,24 @@ def show(
 
 
 @app.command
+def replay(
+    key: str,
+    /,
+    *,
+    speed: Annotated[float, Parameter(help="0: at once. 1: in the run's own time. 2: twice as fast.")] = 0.0,
+    json: Annotated[bool, Parameter(help="Print events as JSON lines.", negative="")] = False,
+) -> int:
+    """Show a run once more as it was shown while it ran, from its journal: nothing is asked, run or written.
+
+    Parameters
+    ----------
+    key
+        The run's key, or RUN:TASK:AGENT for one task of its plan.
+    """
+    return looking.replay(key, speed=speed, as_json=json)
+
+
+@app.command
 def approve(
     key: str,
     approval_id: str | None = None,
@@ -331,7 +353,9 @@ def explain_call(
         Literal["read", "idempotent", "once"] | None,
         Parameter(help="The tool's effect. [default: read of a file tool, else once]"),
     ] = None,
-    workspace: Annotated[Path | None, Parameter(help="The folder the tool works in. [default: none]")] = None,
+    workspace: Annotated[
+        Path | None, Parameter(help="The folder the tool works in. [default: this one for a file tool, else none]")
+    ] = None,
     json: Annotated[bool, Parameter(help="Print a JSON line.", negative="")] = False,
 ) -> int:
     """Say what becomes of a call, and why. Nothing runs. Exit code 0: allowed, 3: asked about, 1: forbidden.
@@ -357,15 +381,17 @@ def fork(
     *,
     at: Annotated[int | None, Parameter(help="The first step that is not copied. [default: the last]")] = None,
     run_id: Annotated[str | None, Parameter(help="The new run's id.")] = None,
+    model: Model = NO_MODEL,
+    trust: Trust = NO_TRUST,
 ) -> int:
-    """Copy a run up to a step under a new key.
+    """Copy a run up to a step under a new key. With another model its resume goes on with that one.
 
     Parameters
     ----------
     key
         The run to copy.
     """
-    return commands.fork(key, at=at, run_id=run_id)
+    return commands.fork(key, _choices(model, NO_LIMITS), at=at, run_id=run_id, trust=trust.trust)
 
 
 @app.command

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from harness.cli.endpoint import Protocol
+from harness.cli.endpoint import Protocol, like, of_anthropic
 from harness.errors import ConfigError
 
 
@@ -51,10 +51,18 @@ class Choices(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ConfigError(f"the settings of the run cannot be read: {error}") from None
 
     def over(self, older: Choices) -> Choices:
-        """Return ``older`` with what is chosen here in its place. Another server or model drops the older model."""
+        """Return ``older`` with what is chosen here in its place.
+
+        Another server drops the older model, and another provider all that was said of the older one.
+        """
+        chosen = self._chosen()
+        if self.llm is None and self.model is not None and older.model is not None:
+            chosen["model"] = like(older.model, self.model)
+        elif self.llm is not None and (of_anthropic(self.llm) is None) != (of_anthropic(older.model) is None):
+            older = msgspec.structs.replace(older, protocol=None, api_key_env=None)
         if self.llm is not None and self.model is None:
             older = msgspec.structs.replace(older, model=None)
-        return msgspec.structs.replace(older, **self._chosen())
+        return msgspec.structs.replace(older, **chosen)
 
     def _chosen(self) -> dict[str, object]:
         values = ((name, getattr(self, name)) for name in self.__struct_fields__)

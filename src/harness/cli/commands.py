@@ -6,7 +6,7 @@ import asyncio
 import shlex
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import Coroutine
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -26,10 +26,9 @@ from harness.cli.places import check_state_folder
 from harness.cli.screen import Header, Screen
 from harness.cli.stored import Found, key_of, last_finished, read, summaries
 from harness.cli.text import age, count, one_line, safe
-from harness.errors import ConfigError, LLMError
+from harness.errors import ConfigError
 from harness.events import TaskDone
 from harness.keys import join_key, place_of
-from harness.llm.base import LLMDelta, LLMRequest
 from harness.plan import Plan
 from harness.records import Origin
 from harness.result import Finished
@@ -132,6 +131,15 @@ async def _earlier(key: str) -> Found:
     return found
 
 
+def _with_model(flags: Choices, older: Choices) -> Choices:
+    """Return an earlier run's choices with what is chosen now in their place; a demo with a model is one no longer."""
+    if older.demo and (flags.llm is not None or flags.model is not None):
+        from harness.cli.demo import FILES
+
+        older = msgspec.structs.replace(older, demo=False, fast=False, folder=str(FILES))
+    return flags.over(older)
+
+
 def _as_before(flags: Choices, earlier: RunState) -> Choices:
     """Choose what an earlier run had, its limits left out, where the user says nothing else."""
     origin = earlier.started.origin if earlier.started else None
@@ -198,7 +206,7 @@ def resume(key: str | None, flags: Choices, *, last: bool, output: Output, trust
     from harness.cli.driving import drive
     from harness.cli.wiring import wire
 
-    choices = flags.over(Choices.of(origin.settings))
+    choices = _with_model(flags, Choices.of(origin.settings))
     asking = output.asking()
     wired = wire(choices, trust=trust, server_named=flags.llm is not None, approver=asking.approver)
     ledger = Ledger(state.run_id, wired.limits)
@@ -269,16 +277,19 @@ def _print_end(found: Found, *, as_json: bool) -> int:
 # -- the rest -----------------------------------------------------------------------------------
 
 
-def fork(key: str, *, at: int | None, run_id: str | None) -> int:
-    """Copy a run."""
+def fork(key: str, flags: Choices, *, at: int | None, run_id: str | None, trust: bool) -> int:
+    """Copy a run; where a model is named, its resume goes on with that one."""
+    from harness.llm.absent import NoModel
     from harness.runtime import AgentRuntime
 
     _check_run_id(run_id)
     source = _await(read(key)).state  # a wrong key is refused before anything is made
+    wired = _wired_anew(source, flags, trust=trust) if flags != Choices() else None
 
     async def copy() -> str:
-        async with AgentRuntime(llm=NoModel(), auto_resume=False) as runtime:
-            return await runtime.fork(join_key(source.run_id), at=at, run_id=run_id)
+        async with wired.runtime if wired is not None else AgentRuntime(llm=NoModel(), auto_resume=False) as runtime:
+            origin = wired.origin if wired is not None else None
+            return await runtime.fork(join_key(source.run_id), at=at, run_id=run_id, origin=origin)
 
     new = join_key(_await(copy()))
     state = _await(read(new)).state
@@ -288,16 +299,18 @@ def fork(key: str, *, at: int | None, run_id: str | None) -> int:
     return OK
 
 
-class NoModel:
-    """Stands where a runtime wants a model and none is asked."""
+def _wired_anew(source: RunState, flags: Choices, *, trust: bool) -> Wired:
+    """Wire what a run is made of with another model. A wrong one is refused before anything is copied."""
+    origin = source.started.origin if source.started else None
+    if origin is None or origin.kind != "cli":
+        raise ConfigError(
+            f"run {source.run_id!r} was started by a script: fork it without --llm, --model and --protocol, and give "
+            "the model where the script makes its runtime"
+        )
+    from harness.cli.wiring import wire
 
-    name = "none"
-    provider = "none"
-
-    async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
-        """Refuse."""
-        raise LLMError("this runtime has no model")
-        yield  # makes this a generator, as the port wants
+    choices = _with_model(flags, Choices.of(origin.settings))
+    return wire(choices, trust=trust, server_named=flags.llm is not None)
 
 
 def trust(path: Path) -> int:

@@ -22,7 +22,7 @@ from harness.cli.text import safe
 from harness.cli.trust import is_trusted
 from harness.errors import HarnessError
 
-EXTRAS = {"openai": "openai", "shell": "tree_sitter_bash"}
+EXTRAS = {"anthropic": "anthropic", "openai": "openai", "shell": "tree_sitter_bash"}
 """What each extra of the package brings: a module that is there when the extra is."""
 
 SYNCED = (2, 3)
@@ -99,7 +99,7 @@ def _llm() -> Finding:
                 return Finding(None, f"{file.path} is not trusted yet, and nothing it names is asked before it is")
         endpoint = find_endpoint(None, None, None, config.merged(files).llm)
     except NoLLM:
-        ways = "set OPENAI_API_KEY or OPENAI_BASE_URL, or pass --llm"
+        ways = "set OPENAI_API_KEY, ANTHROPIC_API_KEY or OPENAI_BASE_URL, or pass --llm"
         return Finding(None, f"none found: {ways}; `harness demo` needs none")
     return Finding(True, endpoint.describe())
 

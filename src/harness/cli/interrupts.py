@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from harness.cli.codes import INTERRUPTED
+from harness.tools.process import end_all
 
 GRACE_S = 1.75
 """Seconds from the first signal until the process is ended hard. The journal is valid at any instant."""
@@ -101,7 +102,9 @@ class Interrupts:
         threading.Thread(target=wait, name="harness-patience", daemon=True).start()
 
     def _end(self, code: int) -> None:
-        """End the process. A terminal or a pipe that takes no more bytes must not keep it."""
+        """End the process, and what its tools have started. A terminal that takes no more bytes must not keep it."""
+        with contextlib.suppress(Exception):
+            end_all()
         last = threading.Thread(target=self._last_words, name="harness-last-words", daemon=True)
         last.start()
         last.join(LAST_WORDS_S)

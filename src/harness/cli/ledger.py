@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable
 
 from harness.budget import GuardrailConfig, Spent
-from harness.cli.text import seconds
+from harness.cli.text import count, seconds
 from harness.cli.timeline import Timeline
+from harness.raising import raised_to
 from harness.records import Entry
 from harness.result import RunResult
 from harness.state import RunState, apply
@@ -57,6 +58,15 @@ class Ledger:
         """Say tokens, cost and time: ``2,134 tokens · $0.0012 of $2.00 · 12.3 s``."""
         return f"{self.tokens()} · {self.cost()} · {seconds(self.elapsed_s)}"
 
+    def total(self) -> str:
+        """Say the same of a run that is looked back on, and how much of it is an estimate."""
+        return f"{self.tokens()} · {self.cost()}{self.estimated()} · {seconds(self.elapsed_s)}"
+
+    def estimated(self) -> str:
+        """Say in brackets how many calls are charged by estimate; nothing where none is."""
+        number = self.state.spent.estimated
+        return f" ({count(number, 'call')} estimated)" if number else ""
+
     def tokens(self) -> str:
         """Say how many tokens went both ways."""
         usage = self.state.spent.usage
@@ -65,6 +75,8 @@ class Ledger:
     def cost(self) -> str:
         """Say what it cost, and of how much."""
         cap = self.limits.max_total_cost_usd if self.limits else None
+        if cap is not None:
+            cap = max(cap, raised_to(self.state, "max_total_cost_usd"))
         return cost(self.state.spent, cap)
 
 

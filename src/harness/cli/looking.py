@@ -18,9 +18,10 @@ from harness.cli.screen import Header
 from harness.cli.stored import KINDS, Found, Listed, key_of, listing, read, status_of
 from harness.cli.text import age, count, one_line, safe
 from harness.errors import ConfigError
-from harness.events import Event, Projection
+from harness.events import Event
 from harness.keys import join_key, place_of
-from harness.records import SITE_OF, ApprovalRequested, LLMFinished
+from harness.records import SITE_OF, ApprovalRequested, LLMFinished, Origin
+from harness.replay import Replay, is_within, shown
 
 if TYPE_CHECKING:
     from harness.cli.tree import Tree
@@ -123,12 +124,10 @@ def _show(found: Found, screen: screens.Plain | Tree, status: RunStatus) -> None
     ledger = Ledger(state.run_id)
     ledger.follow(found.entries)
     screen.open(Header(started.goal, _facts(found, status)), ledger)
-    projection = Projection()
-    for entry in found.entries:
-        for event in projection.events(entry):
-            if _is_in(event.scope, found.scope):
-                screen.show(event)
-        if isinstance(entry.record, LLMFinished) and _is_in(entry.record.scope, found.scope):
+    for entry, events in shown(found.entries, found.scope):
+        for event in events:
+            screen.show(event)
+        if isinstance(entry.record, LLMFinished) and is_within(entry.record.scope, found.scope):
             screen.note(_used(entry.record), entry.record.scope)
     if (copied := state.inherited.usage) and (copied.input_tokens or copied.output_tokens):
         screen.note(
@@ -141,9 +140,59 @@ def _show(found: Found, screen: screens.Plain | Tree, status: RunStatus) -> None
         screen.end(result)
         report(result, found.scope, over=state.over is not None, origin=started.origin)
     else:
-        screen.note(f"{count(state.steps, 'step')} · {ledger.line()}")
+        screen.note(f"{count(state.steps, 'step')} · {ledger.total()}")
         key = found.key if found.scope else key_of(state)
         print(f"Resume: {safe(host.resume_command(started.origin, key))}", flush=True)
+
+
+def replay(key: str, *, speed: float, as_json: bool) -> int:
+    """Show a run, or one of its tasks, as it was shown while it was driven."""
+    if speed < 0:
+        raise ConfigError(f"--speed must be 0 (at once) or more, not {speed:g}")
+    found = asyncio.run(read(key))
+    if as_json:
+        screen: screens.Screen = screens.JSONLines()
+    elif screens.is_terminal(sys.stdout):
+        from harness.cli.tree import Tree
+
+        screen = Tree(live=speed > 0, pauses=False)
+    else:
+        screen = screens.Plain()
+    status = asyncio.run(status_of(found.state))
+    try:
+        asyncio.run(_replay(found, screen, speed, Header(_goal(found), _facts(found, status))))
+    finally:
+        screen.close()
+    result = found.result()
+    if result is not None and not as_json:
+        report(result, found.scope, over=found.state.over is not None, origin=_origin(found))
+    return OK
+
+
+async def _replay(found: Found, screen: screens.Screen, speed: float, header: Header) -> None:
+    async def stored() -> Found:
+        return found
+
+    ledger = Ledger(found.state.run_id)
+    screen.open(header, ledger)
+    async with Replay(stored, speed=speed) as events:
+        async for event in events:
+            ledger.follow(found.entries[ledger.state.seq : event.seq])
+            screen.show(event)
+    ledger.follow(found.entries[ledger.state.seq :])
+    if events.result is not None:
+        ledger.attach_end(events.result)
+        screen.end(events.result)
+    else:
+        screen.note(f"the journal ends here, after {count(found.state.steps, 'step')} · {ledger.line()}")
+
+
+def _goal(found: Found) -> str:
+    return found.state.started.goal if found.state.started else ""
+
+
+def _origin(found: Found) -> Origin | None:
+    return found.state.started.origin if found.state.started else None
 
 
 def _facts(found: Found, status: RunStatus) -> tuple[str, ...]:
@@ -172,11 +221,8 @@ def _used(record: LLMFinished) -> str:
     used = record.usage
     price = "" if used.unpriced else f" · ${used.cost_usd:.4f}"
     site = "" if record.purpose in ("step", "compaction") else f"{SITE_OF[record.purpose]}: "
-    return f"{site}{used.input_tokens:,} tokens in, {used.output_tokens:,} out{price}"
-
-
-def _is_in(scope: str, only: str) -> bool:
-    return not only or place_of(scope).task_id == place_of(only).task_id
+    estimated = " (estimated)" if record.estimated else ""
+    return f"{site}{used.input_tokens:,} tokens in, {used.output_tokens:,} out{price}{estimated}"
 
 
 def events_of(found: Found, *, last: bool = False) -> list[Event]:
@@ -186,8 +232,5 @@ def events_of(found: Found, *, last: bool = False) -> list[Event]:
         found: the run, or the task.
         last: only what its last event shows.
     """
-    projection = Projection()
-    events = [
-        event for entry in found.entries for event in projection.events(entry) if _is_in(event.scope, found.scope)
-    ]
+    events = [event for _, events in shown(found.entries, found.scope) for event in events]
     return events[-1:] if last else events

@@ -95,6 +95,7 @@ class Narrator:
         self._result_lines = result_lines
         self._calls: dict[str, int] = {}
         self._plan: Plan | None = None
+        self._about_limits: set[str] = set()
 
     def lines(self, event: Event) -> Iterator[Line]:
         """Yield what a person should read of an event."""
@@ -124,7 +125,7 @@ class Narrator:
             case Warned():
                 yield Line("warning", safe(event.text))
             case ApprovalRequested() | ApprovalResolved() | Guidance() | Parked():
-                yield Line("asked", _about_people(event))
+                yield Line("asked", self._about_people(event))
             case TaskDone() if not event.scope:
                 yield Line("answer", safe(event.answer.strip()))
             case Errored() if event.answer.strip():
@@ -182,6 +183,23 @@ class Narrator:
         most = self._result_lines
         return safe(text).split("\n") if most is None else shorten(text, most, self._width)
 
+    def _about_people(self, event: ApprovalRequested | ApprovalResolved | Guidance | Parked) -> str:
+        """Say what a person is asked, what they have answered, and what they have told the agents."""
+        match event:
+            case ApprovalRequested():
+                if event.kind == "budget":
+                    self._about_limits.add(event.approval_id)
+                return safe_word(f"{_asked(event)} · {event.approval_id}") + (
+                    f" · {safe_word(event.reason)}" if event.reason else ""
+                )
+            case ApprovalResolved():
+                is_limit = event.approval_id in self._about_limits
+                return safe(f"{_raised(event) if is_limit else _answered(event)} · {event.approval_id}")
+            case Guidance():
+                return safe(f"guidance from {event.by}: {event.text}")
+            case Parked():
+                return f"parked: waits for {count(len(event.waiting), 'answer')}"
+
     # -- a plan and its tasks -------------------------------------------------------------------
 
     def _planned(self, event: Planned) -> Iterable[Line]:
@@ -237,20 +255,31 @@ class Narrator:
         yield Line("answer", safe(event.answer.strip()))
 
 
-def _about_people(event: ApprovalRequested | ApprovalResolved | Guidance | Parked) -> str:
-    """Say what a person is asked, what they have answered, and what they have told the agents."""
-    match event:
-        case ApprovalRequested():
-            what = {"plan": "the plan waits for approval", "in_doubt": f"{event.tool} is in doubt"}
-            return safe_word(f"{what.get(event.kind, f'{event.tool} waits for approval')} · {event.approval_id}") + (
-                f" · {safe_word(event.reason)}" if event.reason else ""
-            )
-        case ApprovalResolved():
-            return safe(f"{_answered(event)} · {event.approval_id}")
-        case Guidance():
-            return safe(f"guidance from {event.by}: {event.text}")
-        case Parked():
-            return f"parked: waits for {count(len(event.waiting), 'answer')}"
+def _asked(event: ApprovalRequested) -> str:
+    match event.kind:
+        case "tool":
+            return f"{event.tool} waits for approval"
+        case "in_doubt":
+            return f"{event.tool} is in doubt"
+        case "plan":
+            return "the plan waits for approval"
+        case "budget":
+            args = event.args if isinstance(event.args, dict) else {}
+            return f"is {args.get('limit')} raised from {args.get('now')} to {args.get('raise_to')}?"
+
+
+def _raised(event: ApprovalResolved) -> str:
+    """Say what was answered to the question whether a limit is raised."""
+    match event.decision:
+        case "approve" | "session":
+            return f"raised by {event.by}"
+        case "edit":
+            to = event.args.get("raise_to") if isinstance(event.args, dict) else event.args
+            return f"raised by {event.by} to {to}"
+        case "reject" | "steer":
+            return f"not raised by {event.by}: {event.text or 'no reason given'}"
+        case "expired":
+            return "nobody answered in time: not raised"
 
 
 def _answered(event: ApprovalResolved) -> str:

@@ -90,7 +90,7 @@ class Circumstances(NamedTuple):
 
     Attributes:
         effect: of the tool; None for what is most likely.
-        workspace: the folder the tool works in; None for none.
+        workspace: the folder the tool works in; None for what is most likely.
     """
 
     agent_id: str = ""
@@ -180,7 +180,8 @@ def _command_name(tool: str, policy: Policy) -> str:
 
 def _spec(tool: str, circumstances: Circumstances) -> ToolSpec:
     """Return what is known of a tool: those of the command line are, and of another nothing is known to be harmless."""
-    known: dict[str, Effect] = {each.spec.name: each.spec.effect for each in file_tools(".")}
-    effect = circumstances.effect or known.get(tool, "once")
-    workspace = "" if circumstances.workspace is None else str(circumstances.workspace.expanduser().resolve())
+    known = next((each.spec for each in file_tools(".") if each.spec.name == tool), ToolSpec(tool, "", {}))
+    effect, workspace = circumstances.effect or known.effect, known.workspace
+    if circumstances.workspace is not None:
+        workspace = str(circumstances.workspace.expanduser().resolve())
     return ToolSpec(tool, "", {}, effect, workspace=workspace)

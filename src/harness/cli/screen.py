@@ -262,4 +262,4 @@ def _named(text: str, scope: str, step: str = "") -> str:
 def summary(result: RunResult, ledger: Ledger) -> str:
     """Say in one line what a run used: steps, tokens, cost, time and how sure the model is."""
     sure = f" · confidence {result.confidence:.2f}" if isinstance(result, Finished) else ""
-    return f"{count(result.steps, 'step')} · {ledger.line()}{sure}"
+    return f"{count(result.steps, 'step')} · {ledger.total()}{sure}"

@@ -12,7 +12,8 @@ from harness.cli.places import check_state_folder
 from harness.errors import ConfigError, RunNotFound
 from harness.keys import join_key, place_of, split_key
 from harness.records import ApprovalRequested, Dispatched, Entry, Planned, Routed, RunStarted, StrategyName
-from harness.result import RunResult, result_of, result_of_task
+from harness.replay import outcome
+from harness.result import RunResult
 from harness.state import RunState, fold, open_questions
 
 KINDS: dict[StrategyName, str] = {
@@ -46,8 +47,7 @@ class Found(NamedTuple):
 
     def result(self) -> RunResult | None:
         """Return what it came to, or None while it is still to be driven."""
-        task = result_of_task(self.state, self.scope, self.entries) if self.scope else None
-        return task or result_of(self.state, self.entries)
+        return outcome(self.state, self.entries, self.scope)
 
     @property
     def is_over(self) -> bool:

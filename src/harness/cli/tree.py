@@ -74,6 +74,7 @@ class Tree:
         live: show the footer.
         result_lines: the most lines of a result; None shows all of it.
         steers: whether lines that are typed reach the agents; the footer says so where there is room.
+        pauses: whether Ctrl-C pauses a run; the footer says so.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Tree:
         live: bool = True,
         result_lines: int | None = RESULT_LINES,
         steers: bool = False,
+        pauses: bool = True,
     ) -> None:
         self.tokens = tokens
+        self._pause = PAUSE if pauses else ""
         self._console = Console(markup=False, highlight=False, emoji=False)
         self._narrator = Narrator(max(20, self._console.width - 10), result_lines=result_lines)
         self._clips = result_lines is not None
@@ -201,10 +204,10 @@ class Tree:
             doing = f"{done}/{len(rows)} done · {f'{running} running' if running else doing}"
         facts = f"{doing} · {self._ledger.line()} · {safe(self._key)}"
         # How to stop is the last to go where the terminal is narrow.
-        room = max(10, width - 3 - len(PAUSE))
+        room = max(10, width - 3 - len(self._pause))
         steer = STEER if self._steers and cell_len(facts) + len(STEER) <= room else ""
         row = Table.grid(padding=(0, 1))
-        row.add_row(self._spinner, Text(one_line(facts, room) + steer + PAUSE, style="dim", no_wrap=True))
+        row.add_row(self._spinner, Text(one_line(facts, room) + steer + self._pause, style="dim", no_wrap=True))
         grid.add_row(row)
         return grid
 

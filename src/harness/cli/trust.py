@@ -80,7 +80,7 @@ def check_server(base_url: str | None, *, named_here: bool, trust: bool) -> None
     """Refuse to send a run to a server that only its journal names: a checkout may bring its own journal.
 
     Args:
-        base_url: the server; None for OpenAI.
+        base_url: the server; None for the provider itself.
         named_here: the user, the environment or a trusted file names it now; it is remembered.
         trust: the user said so on the command line.
 

@@ -49,11 +49,13 @@ class Wired(NamedTuple):
 
     Attributes:
         agent_id: the agent that runs it; empty where the run itself finds out who works.
+        origin: what its runs keep, so that a resume can build it again.
     """
 
     runtime: AgentRuntime
     agent_id: str
     limits: GuardrailConfig
+    origin: Origin
     facts: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -96,16 +98,17 @@ def wire(
         choices,
         folder=folder,
         llm=endpoint.base_url,
-        model=endpoint.model,
+        model=endpoint.named,
         protocol=endpoint.protocol,
         agent=agent_id or None,
         team=not agent_id,
         config=str(project.path.absolute()) if project else "",
         api_key_env=endpoint.key_env,
     )
+    origin = _origin(kept)
     runtime = AgentRuntime(
         llm=make_llm(endpoint),
-        llm_by_site={site: make_llm(endpoint._replace(model=model)) for site, model in told.llm.sites().items()},
+        llm_by_site={site: make_llm(endpoint.with_model(model)) for site, model in told.llm.sites().items()},
         agents=agents,
         tool_registry=crew.tools,
         guardrail_config=limits,
@@ -114,10 +117,10 @@ def wire(
         approve_plans=bool(told.approve_plans),
         answer_within_s=told.answer_within_s,
         auto_resume=False,
-        origin=_origin(kept),
+        origin=origin,
     )
     who = f"agent {agent_id}" if agent_id else f"agents {', '.join(agent.agent_id for agent in agents)}"
-    return Wired(runtime, agent_id, limits, (who, f"model {endpoint.describe()}", f"folder {folder}"))
+    return Wired(runtime, agent_id, limits, origin, (who, f"model {endpoint.describe()}", f"folder {folder}"))
 
 
 def wire_demo(choices: Choices) -> Wired:
@@ -128,17 +131,19 @@ def wire_demo(choices: Choices) -> Wired:
     agent = READER if choices.max_steps is None else msgspec.structs.replace(READER, max_steps=choices.max_steps)
     limits = _limits(choices, GuardrailConfig())
     tools = ToolRegistry(file_tools(demo.FILES))
+    origin = _origin(choices)
     runtime = AgentRuntime(
         llm=demo.RecordedLLM(recording, fast=choices.fast),
         agents=[agent],
         tool_registry=tools,
         guardrail_config=limits,
         auto_resume=False,
-        origin=_origin(choices),
+        origin=origin,
     )
     replies = f"the model's replies are a recording of {recording.model}"
     notes = (f"Demonstration: {replies}; the tools run for real, on the files of this folder.",)
-    return Wired(runtime, agent.agent_id, limits, (f"agent {agent.agent_id}", f"folder {demo.FILES}"), notes)
+    facts = (f"agent {agent.agent_id}", f"folder {demo.FILES}")
+    return Wired(runtime, agent.agent_id, limits, origin, facts, notes)
 
 
 def _origin(choices: Choices) -> Origin:
@@ -300,8 +305,19 @@ def _check_words(file: ConfigFile, known: list[str]) -> None:
 
 
 def _load(word: str, folder: Path, at: str) -> Tool:
-    """Import a tool that a harness.toml names as ``module:function``; modules beside the file are found first."""
+    """Import a tool that a harness.toml names as ``module:function``."""
+    found = _import(word, folder, f"{at}: cannot load the tool")
+    try:
+        return as_tool(found)
+    except ConfigError as error:
+        raise ConfigError(f"{at}: the tool {word!r}: {error}") from error
+
+
+def _import(word: str, folder: Path, what: str) -> object:
+    """Import what a harness.toml names as ``module:name``; modules beside the file are found first."""
     module, _, name = word.partition(":")
+    if not (module and name):
+        raise ConfigError(f"{what} {word!r}: it must be written 'module:name'")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
@@ -311,11 +327,8 @@ def _load(word: str, folder: Path, at: str) -> Tool:
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # a user's module may do anything when it is imported, SystemExit included
-        raise ConfigError(f"{at}: cannot load the tool {word!r}: {type(error).__name__}: {error}") from error
-    try:
-        return as_tool(found)
-    except ConfigError as error:
-        raise ConfigError(f"{at}: the tool {word!r}: {error}") from error
+        raise ConfigError(f"{what} {word!r}: {type(error).__name__}: {error}") from error
+    return found
 
 
 def _agent(
@@ -331,7 +344,12 @@ def _agent(
             raise ConfigError(f"{at}: cannot read the prompt file {str(path)!r}: {error}") from None
     if prompt is None:
         prompt = PROMPT if set(READER.allowed_tools or ()) & set(tools) else ""
-    given = table.model_dump(exclude_none=True)
+    given = table.model_dump(exclude_none=True, exclude={"limits", "output"})
+    if table.limits is not None:
+        given["limits"] = table.limits.limits()
+    if table.output is not None:
+        at = f"{file.path}:{file.line('agents', name, 'output')}"
+        given["output"] = _import(table.output, file.path.absolute().parent, f"{at}: cannot load the output")
     settings = LLMSettings(**{key: given.pop(key) for key in LLMSettings.__struct_fields__ if key in given})
     for key in ("role", "prompt", "prompt_file", "tools", "delegates", "hitl_tools"):
         given.pop(key, None)

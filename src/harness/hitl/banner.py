@@ -81,6 +81,9 @@ def choices(request: ApprovalRequest) -> str:
     """Return the line that says what each answer does."""
     if request.kind == "in_doubt":
         return "y = run it again | n = leave its outcome unknown | <text> = say what came of it"
+    if request.kind == "budget":
+        to = f"{safe_word(str(request.arguments.get('limit')))} to {safe_word(str(request.arguments.get('raise_to')))}"
+        return f"y = raise {to} | n = end the run here | e = edit | <text> = end it, and say why"
     session = f" | a = allow {scope_of(request)} for session" if request.session else ""
     return f"y = approve once{session} | n = reject | e = edit | <text> = steer"
 
@@ -89,6 +92,8 @@ def prompt(request: ApprovalRequest) -> str:
     """Return the prompt, without the blank that follows it."""
     if request.kind == "in_doubt":
         return "Run it again? [y/n/what came of it]:"
+    if request.kind == "budget":
+        return "Raise the limit? [y/n/e/why not]:"
     return f"Approve? [y/n/{'a/' if request.session else ''}e/correction]:"
 
 

@@ -18,9 +18,9 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         approval_id: names the question; the same in every process.
         kind: ``tool``: may this call run? ``in_doubt``: it was interrupted, what is to be done? ``plan``: may it be
-            carried out?
-        tool: the tool's name; ``plan`` for a plan.
-        arguments: the call's whole arguments, or the plan, as plain data.
+            carried out? ``budget``: is a limit raised that the run has met?
+        tool: the tool's name; ``plan`` for a plan, ``budget`` for a limit.
+        arguments: the call's whole arguments, the plan, or the limit, as plain data.
         digest: what an answer is bound to.
         run_id: the run.
         key: what resumes the run.

@@ -96,11 +96,14 @@ def context_of(call: GatedCall, spec: ToolSpec | None, cap_usd: float | None) ->
     from harness.hitl.policy import Context
 
     spent_usd = call.cost_microusd / MICRO
+    if cap_usd is not None:
+        cap_usd = max(cap_usd, call.raised_usd)
     return Context(
         effect=call.effect,
         now=datetime.fromtimestamp(call.at, UTC),
         agent_id=call.agent_id,
         workspace=spec.workspace if spec is not None else "",
+        tainted=call.tainted,
         spent_usd=spent_usd,
         left_usd=None if cap_usd is None else max(0.0, cap_usd - spent_usd),
         uses=call.uses,

@@ -59,7 +59,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
         tool: the tool's exact name, or a pattern with ``*``, ``?`` and ``[...]``.
         agent: the same for the agent that calls it.
         args: what is asked of the arguments, by name.
-        tainted: whether something untrusted has reached the run; None where it does not matter.
+        tainted: whether something untrusted has reached the agent; None where it does not matter.
         spent_usd: what the run has spent, in dollars.
         left_usd: what it has left; a run without a limit has no end of it.
         expires: when the rule ceases to hold; with a time zone.
@@ -145,7 +145,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
         now: the time, with its zone.
         agent_id: the agent that calls.
         workspace: the absolute path of the folder the tool works in; empty where there is none.
-        tainted: whether something untrusted has reached the run; None where that is not known.
+        tainted: whether something untrusted has reached the agent; None where that is not known.
         spent_usd: what the run has spent.
         left_usd: what it may still spend; None for no limit.
         uses: how many calls each rule has allowed so far, by the rule's name.

@@ -11,7 +11,7 @@ import msgspec
 from harness.agent import LLMSettings
 from harness.budget import Usage
 from harness.messages import JSON, Message, Part
-from harness.records import FinishReason
+from harness.records import FinishReason, LLMFailed
 from harness.tools.base import ToolSpec
 
 
@@ -25,6 +25,9 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
         settings: temperature and the like.
         confidence: ask for a confidence with the final answer.
         response_schema: a JSON schema the reply must match; None for free text or tool calls.
+        reattach: the id of a response that this very request has been given before: its answer is fetched, and nothing
+            is bought. Only a model that ``Reattaches`` is asked for one.
+        answer_tool: which of the tools the final answer is given by; empty where the answer is text.
     """
 
     system: str
@@ -33,8 +36,11 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
     settings: LLMSettings = LLMSettings()
     confidence: bool = False
     response_schema: Mapping[str, JSON] | None = None
+    reattach: str = ""
+    answer_tool: str = ""
 
 
+@final
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """A piece of the reply's text, as it arrives."""
 
@@ -70,13 +76,24 @@ class LLMResponse(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 @final
+class ResponseStarted(msgspec.Struct, frozen=True, gc=False):
+    """The provider has taken the call and goes on with it without a listener.
+
+    A model that ``Reattaches`` yields it as soon as it knows the id, and again whenever it likes, as a sign of life.
+    The run writes the id down before it listens on.
+    """
+
+    response_id: str
+
+
+@final
 class ResponseDone(msgspec.Struct, frozen=True, gc=False):
     """The last item of every stream: the whole response."""
 
     response: LLMResponse
 
 
-LLMDelta: TypeAlias = TextDelta | ReasoningDelta | ResponseDone
+LLMDelta: TypeAlias = TextDelta | ReasoningDelta | ResponseStarted | ResponseDone
 
 
 @runtime_checkable
@@ -104,6 +121,70 @@ class PricesCalls(Protocol):
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Return micro-dollars for a call of this size, or None where the price is unknown. Quick: it may not wait."""
+        ...
+
+
+@runtime_checkable
+class Reattaches(Protocol):
+    """A language model whose provider goes on with a call when the connection breaks or the process dies.
+
+    It yields ``ResponseStarted``, and given that id in ``LLMRequest.reattach`` it goes on listening. An error it raises
+    means that the connection broke, unless it says ``response_ended``: then there is nothing to come back to.
+    """
+
+    provider: str
+
+    async def cancel_response(self, response_id: str, /) -> None:
+        """Have the provider stop a response that nobody wants any more. Raises LLMError where it does not."""
+        ...
+
+
+class Turn(Protocol):
+    """One call that is about to be made: it may have to be waited for, and one of several models is chosen for it."""
+
+    @property
+    def model(self) -> str:
+        """Name the model that is asked, where there are several; empty otherwise. It is written down with the call."""
+        ...
+
+    @property
+    def is_ready(self) -> bool:
+        """Say whether the call may be made now."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until it may be made."""
+        ...
+
+    def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+        """Make the call and yield its deltas, as ``LLM.stream`` does."""
+        ...
+
+    def goes_on(self, failed: LLMFailed, /) -> bool:
+        """Say whether, after this failure of the call, another model is asked, and at once."""
+        ...
+
+    def give_back(self) -> None:
+        """Let others have their turn: the call is over, or is not made. More than once does no harm."""
+        ...
+
+
+@runtime_checkable
+class TakesTurns(Protocol):
+    """A language model whose calls wait for their turn, or that chooses among models, before a call is written down.
+
+    A run asks for a turn when it is about to start a call, and starts it only once the turn is ready: what waits has no
+    record, holds no part of the budget, runs into no deadline of the call, and is not charged when its process dies.
+    """
+
+    def turn(self, request: LLMRequest, /, *, tokens: int, after: LLMFailed | None) -> Turn:
+        """Get in line. Quick: it may not wait.
+
+        Args:
+            request: what is going to be asked, as it stands.
+            tokens: the call's worst case, sent and received.
+            after: the failed attempt before this one at the same call.
+        """
         ...
 
 

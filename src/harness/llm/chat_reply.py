@@ -10,18 +10,14 @@ import msgspec
 
 from harness.errors import LLMError, LLMHTTPError, MalformedResponse
 from harness.llm.base import LLMRequest, LLMResponse, ReasoningDelta, TextDelta
-from harness.llm.replies import (
-    USE_THE_INTERFACE,
-    clean,
-    finish_reason,
-    holds_tool_call,
-    split_confidence,
-    split_thinking,
-)
+from harness.llm.replies import clean, finish_reason, read_answer, split_thinking
 from harness.messages import Part, Reasoning, Text, ToolCall
 
 MAX_REPLY_BYTES = 50_000_000
 DONE = b"[DONE]"
+
+UNREADABLE_CALL = "tool_use_failed"
+"""The code of an error with which a server tells that the model wrote a tool call it could not read."""
 
 TRANSIENT_STATUSES = frozenset({408, 409, 429})
 
@@ -143,6 +139,11 @@ class Assembly:
     _details: list[object] = field(default_factory=list[object])
     _calls: list[_Call] = field(default_factory=list[_Call])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the model has said nothing yet."""
+        return not (self._text or self._reasoning or self._refusal or self._details or self._calls)
+
     def add(self, chunk: Chunk) -> TextDelta | ReasoningDelta | None:
         """Take one chunk in and return what a viewer may see of it.
 
@@ -211,7 +212,8 @@ class Assembly:
             MalformedResponse: the provider never said that the reply ended.
         """
         if not self.finish:
-            raise MalformedResponse("the provider's stream ended before the reply was complete", transient=True)
+            text = "the provider's stream ended before the reply was complete"
+            raise MalformedResponse(text, transient=True, billed=True)
         finish = finish_reason(self.finish)
         text = clean("".join(self._refusal or self._text))
         if self._refusal:
@@ -225,10 +227,8 @@ class Assembly:
         if any(not call.name for call in calls):
             malformed = "a tool call has no name; name one of the tools you were given"
         elif not calls and finish == "stop":
-            if request.tools and holds_tool_call(text, [spec.name for spec in request.tools]):
-                malformed = USE_THE_INTERFACE
-            elif request.confidence:
-                text, confidence = split_confidence(text)
+            tools = [spec.name for spec in request.tools]
+            text, malformed, confidence = read_answer(text, tools, confidence=request.confidence)
         said: tuple[Part, ...] = (Text(text),) if text else ()
         parts = (*self._thought(thinking), *said, *calls)
         return LLMResponse(
@@ -240,6 +240,11 @@ class Assembly:
         if not (text or self._details):
             return ()
         return (Reasoning(text, {"reasoning_details": self._details} if self._details else None),)
+
+
+def body_text(body: object) -> str:
+    """Return the body of an error as text, whatever was made of it."""
+    return body if isinstance(body, str) else msgspec.json.encode(body).decode()
 
 
 class _Error(msgspec.Struct):
@@ -256,5 +261,7 @@ def _stream_error(body: object) -> LLMError:
         error = _Error(str(body)[:300])
     text = f"the provider broke off the reply: {error.message or error.type or 'no reason given'}"
     if isinstance(error.code, int) and 400 <= error.code < 600:
-        return LLMHTTPError(text, status=error.code, transient=is_transient(error.code))
+        return LLMHTTPError(text, status=error.code, transient=is_transient(error.code), body=body_text(body))
+    if error.code == UNREADABLE_CALL:
+        return MalformedResponse(text, transient=True, billed=True)
     return LLMError(text, transient="invalid" not in str(error.type))

@@ -8,7 +8,9 @@ from typing import cast
 
 import msgspec
 
+from harness.llm.abilities import Ability
 from harness.llm.base import LLMRequest
+from harness.llm.calls import NO_RESULT, CallBook
 from harness.llm.replies import CONFIDENCE_REQUEST, clean
 from harness.messages import JSON, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
 from harness.tools.base import ToolSpec
@@ -18,10 +20,8 @@ Wire = dict[str, JSON]
 SENT_BACK = ("reasoning_details",)
 """Keys of a reasoning part's provider data that belong in the assistant message again."""
 
-NO_RESULT = "(this call has no recorded result)"
 
-
-def chat_body(request: LLMRequest, model: str, *, is_openai: bool) -> Wire:
+def chat_body(request: LLMRequest, model: str, *, is_openai: bool, missing: frozenset[Ability] = frozenset()) -> Wire:
     """Build the body of a streamed chat completion.
 
     Args:
@@ -29,24 +29,24 @@ def chat_body(request: LLMRequest, model: str, *, is_openai: bool) -> Wire:
         model: the model's name.
         is_openai: whether OpenAI itself is asked; it calls the output limit by another name than the servers
             that imitate it.
+        missing: what the server does not take.
     """
-    body: Wire = {
-        "model": model,
-        "messages": list[JSON](chat_messages(request)),
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    body: Wire = {"model": model, "messages": list[JSON](chat_messages(request, missing)), "stream": True}
+    if "stream_options" not in missing:
+        body["stream_options"] = {"include_usage": True}
     settings = request.settings
-    if settings.temperature is not None:
+    if settings.temperature is not None and "temperature" not in missing:
         body["temperature"] = settings.temperature
     if settings.max_output_tokens is not None:
-        body["max_completion_tokens" if is_openai else "max_tokens"] = settings.max_output_tokens
-    if settings.reasoning_effort is not None:
+        newer = "max_completion_tokens" not in missing if is_openai else "max_tokens" in missing
+        body["max_completion_tokens" if newer else "max_tokens"] = settings.max_output_tokens
+    if settings.reasoning_effort is not None and "reasoning_effort" not in missing:
         body["reasoning_effort"] = settings.reasoning_effort
     if request.tools:
         body["tools"] = [_tool(spec) for spec in request.tools]
-    if request.response_schema is not None:
-        body["response_format"] = response_format(request.response_schema)
+    if request.response_schema is not None and "response_format" not in missing:
+        any_object: Wire = {"type": "json_object"}
+        body["response_format"] = any_object if "json_schema" in missing else response_format(request.response_schema)
     return body
 
 
@@ -60,43 +60,43 @@ def _tool(spec: ToolSpec) -> Wire:
     return {"type": "function", "function": function}
 
 
-def chat_messages(request: LLMRequest) -> list[Wire]:
+def chat_messages(request: LLMRequest, missing: frozenset[Ability] = frozenset()) -> list[Wire]:
     """Map the system prompt and the conversation to protocol messages."""
     prompt = request.system
     if request.confidence:
         prompt = f"{prompt}\n\n{CONFIDENCE_REQUEST}".strip()
-    conversation = _Conversation([{"role": "system", "content": prompt}] if prompt else [])
+    conversation = _Conversation([])
     for position, message in enumerate(request.messages):
         conversation.add(position, message)
     conversation.end_turn()
-    return conversation.messages
+    messages = conversation.messages
+    if not prompt:
+        return messages
+    if "system" in missing and messages and messages[0]["role"] == "user":
+        return [{"role": "user", "content": _after(prompt, messages[0]["content"])}, *messages[1:]]
+    return [{"role": "user" if "system" in missing else "system", "content": prompt}, *messages]
 
 
-@dataclass(slots=True)
-class _Open:
-    """A call of the current turn that has no result yet."""
-
-    call: ToolCall
-    wire_id: str
+def _after(prompt: str, said: JSON) -> JSON:
+    """Put a prompt before what a user says."""
+    if isinstance(said, list):
+        opening: Wire = {"type": "text", "text": prompt}
+        return [opening, *said]
+    return f"{prompt}\n\n{said}"
 
 
 @dataclass(slots=True)
 class _Conversation:
     """Protocol messages under construction.
 
-    The protocol wants every call id once and every call answered right after the message that made it. Our ids are
-    data that may be empty or repeat, so a call keeps its id where it can and gets one from its position where not.
-
     Attributes:
         messages: what was built so far.
-        used: call ids that are taken.
-        open: calls of the last assistant message without a result.
+        calls: the calls in them.
         after: what follows the turn's results as a user message, because the protocol takes it from a user only.
     """
 
     messages: list[Wire]
-    used: set[str] = field(default_factory=set[str])
-    open: list[_Open] = field(default_factory=list[_Open])
+    calls: CallBook = field(default_factory=CallBook)
     after: list[JSON] = field(default_factory=list[JSON])
 
     def add(self, position: int, message: Message) -> None:
@@ -116,11 +116,11 @@ class _Conversation:
 
     def end_turn(self) -> None:
         """Close the turn: an answer for every call that has none, then what a user has to say."""
-        for pending in self.open:
-            self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": NO_RESULT})
+        for wire_id in self.calls.unanswered():
+            self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": NO_RESULT})
         if self.after:
-            self.messages.append({"role": "user", "content": self.after})
-        self.open, self.after = [], []
+            self.messages.append({"role": "user", "content": _plain(self.after)})
+        self.after = []
 
     def _assistant(self, position: int, message: Message) -> None:
         wire: Wire = {"role": "assistant"}
@@ -129,52 +129,35 @@ class _Conversation:
                 wire.update(
                     {key: cast("JSON", part.provider_data[key]) for key in SENT_BACK if key in part.provider_data}
                 )
-        for index, call in enumerate(message.tool_calls):
-            self.open.append(_Open(call, self._wire_id(call.id, position, index)))
-        if self.open:
-            wire["tool_calls"] = [_call(pending) for pending in self.open]
+        calls = [_call(call, self.calls.opened(call, position, index)) for index, call in enumerate(message.tool_calls)]
+        if calls:
+            wire["tool_calls"] = list[JSON](calls)
         if text := message.text:
             wire["content"] = text
         if len(wire) > 1:
             self.messages.append(wire)
 
-    def _wire_id(self, call_id: str, position: int, index: int) -> str:
-        if not call_id or call_id in self.used:
-            call_id = f"call_{position}_{index}"
-        while call_id in self.used:
-            call_id += "_"
-        self.used.add(call_id)
-        return call_id
-
     def _result(self, result: ToolResult) -> None:
-        """Answer the first open call that has the result's id and name, else its id, else its name."""
-        ranked = [(p.call.id != result.call_id, p.call.name != result.name, i) for i, p in enumerate(self.open)]
-        best = min(ranked, default=(True, True, 0))
-        if best[:2] == (True, True):  # its call was dropped; the protocol refuses a result without one
-            told: Wire = {"type": "text", "text": f"Result of {result.name}:\n{result.text}"}
-            self.after.append(told)
+        wire_id = self.calls.answered(result)
+        if wire_id is None:  # its call was dropped; the protocol refuses a result without one
+            self.after.append(_text(f"Result of {result.name}:\n{result.text}"))
             return
-        pending = self.open.pop(best[2])
-        self.messages.append({"role": "tool", "tool_call_id": pending.wire_id, "content": result.text})
+        self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": result.text})
 
 
-def _call(pending: _Open) -> Wire:
-    call = pending.call
-    return {
-        "id": pending.wire_id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": _arguments(call.arguments)},
-    }
+def _call(call: ToolCall, wire_id: str) -> Wire:
+    function: Wire = {"name": call.name, "arguments": arguments_on_the_wire(call.arguments)}
+    return {"id": wire_id, "type": "function", "function": function}
 
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _arguments(written: str) -> str:
+def arguments_on_the_wire(written: str) -> str:
     """Return arguments as servers take them back: many refuse a conversation with a call that is no JSON object."""
     try:
         _object.decode(written)
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return msgspec.json.encode({"unreadable_arguments": clean(written)}).decode()
     return written
 
@@ -186,10 +169,20 @@ def content(parts: Sequence[Part]) -> JSON:
     mixed: list[JSON] = []
     for part in parts:
         if isinstance(part, Text):
-            mixed.append({"type": "text", "text": part.text})
+            mixed.append(_text(part.text))
         elif isinstance(part, Image):
             mixed.append(_image(part))
     return mixed
+
+
+def _plain(content: list[JSON]) -> JSON:
+    """Return a content without images as one text, for servers that know nothing else."""
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return "\n\n".join(text for text in texts if isinstance(text, str)) if None not in texts else content
+
+
+def _text(text: str) -> Wire:
+    return {"type": "text", "text": text}
 
 
 def _image(image: Image) -> Wire:

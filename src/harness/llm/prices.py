@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import ROUND_CEILING, Decimal, InvalidOperation
 from typing import TypedDict
 
 from harness.budget import MICRO, Usage
+from harness.llm.base import PricesCalls
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +84,23 @@ def listed_cost(model: str, base_url: str, tokens: Usage) -> int | None:
         input_tokens=tokens.input_tokens,
         output_tokens=tokens.output_tokens,
         cache_read_tokens=tokens.cache_read_tokens,
+        cache_write_tokens=tokens.cache_write_tokens,
     )
     try:
         return microusd(genai_prices.calc_price(usage, model, provider_api_url=base_url).total_price)
     except (LookupError, ValueError):
         return None
+
+
+def dearest(llms: Iterable[object], input_tokens: int, output_tokens: int) -> int | None:
+    """Price a call by the one of several models that asks most for it; None where the price of one is unknown."""
+    dearest = 0
+    for llm in llms:
+        cost = llm.price(input_tokens, output_tokens) if isinstance(llm, PricesCalls) else None
+        if cost is None:
+            return None
+        dearest = max(dearest, cost)
+    return dearest
 
 
 def whole(value: object) -> int | None:

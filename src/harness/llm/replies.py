@@ -9,6 +9,7 @@ from typing import TypeGuard, cast
 
 import msgspec
 
+from harness.llm.marked import holds_mark, marked_calls
 from harness.messages import JSON, unfence
 from harness.records import FinishReason
 
@@ -34,12 +35,13 @@ _FINISH: dict[str, FinishReason] = {
     "tool_calls": "tool_calls",
     "function_call": "tool_calls",
     "tool_use": "tool_calls",
+    "model_context_window_exceeded": "length",
+    "pause_turn": "length",  # the turn was broken off, to be gone on with: not a whole reply
     "content_filter": "content_filter",
     "refusal": "content_filter",
 }
 
 _CONFIDENCE = re.compile(r"[*_`\s]*confidence[*_`\s]*[:=][*_`\s]*([0-9]*\.?[0-9]+\s*%?)[*_`.\s]*", re.IGNORECASE)
-_TAGGED_CALL = re.compile(r"<tool_call>([^<]*)</tool_call>")
 _NAME_KEYS = ("name", "tool", "function", "action", "tool_name")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "action_input")
 
@@ -138,7 +140,7 @@ def holds_tool_call(text: str, tools: Collection[str]) -> bool:
     """Say whether a reply's text is a tool call that was meant for the tool-call interface.
 
     The whole text (also fenced, also in doubled braces, also a list) must be a call, or a fenced or tagged block of
-    it must be a call of a tool that exists.
+    it must be a call of a tool that exists, or all of it from a mark on that models set before calls.
 
     >>> holds_tool_call('{{"name": "get_weather", "arguments": {"city": "Paris"}}}', ["get_weather"])
     True
@@ -150,9 +152,11 @@ def holds_tool_call(text: str, tools: Collection[str]) -> bool:
     whole = unfence(text)
     if whole[0] in "{[" and _is_call(_tolerant(whole), tools):
         return True
+    if (marked := holds_mark(whole)) and (calls := marked_calls(marked)):
+        return any(call.name in tools for call in calls)
     blocks: list[str] = []
     if "<tool_call>" in text:
-        blocks += [match[1] for match in _TAGGED_CALL.finditer(text)]
+        blocks += [piece.partition("</tool_call>")[0] for piece in text.split("<tool_call>")[1:]]
     if "```" in text:
         blocks += text.split("```")[1::2]
     return any(
@@ -160,6 +164,26 @@ def holds_tool_call(text: str, tools: Collection[str]) -> bool:
         for block in blocks
         if (brace := block.find("{")) >= 0
     )
+
+
+def read_answer(text: str, tools: Collection[str], *, confidence: bool) -> tuple[str, str, float | None]:
+    """Read the text of a reply without tool calls.
+
+    Args:
+        text: the whole text.
+        tools: names of the tools the model was given.
+        confidence: whether it was asked how sure it is.
+
+    Returns:
+        The answer, what is wrong with it (empty for a good one), and how sure the model is (None: it did not say).
+
+    >>> read_answer("It is 4.\\nConfidence: 0.8", ["add"], confidence=True)
+    ('It is 4.', '', 0.8)
+    """
+    if tools and holds_tool_call(text, tools):
+        return text, USE_THE_INTERFACE, None
+    answer, sure = split_confidence(text) if confidence else (text, None)
+    return answer, "", sure
 
 
 def _tolerant(text: str) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 
@@ -10,24 +10,29 @@ from harness.errors import LLMHTTPError
 from harness.llm.base import LLM, LLMDelta, LLMRequest, closing
 
 SCHEMA_REFUSED = frozenset({400, 422, 501})
-SCHEMA_WORDS = ("response_format", "json_schema", "schema", "grammar")
+SCHEMA_WORDS = (
+    "response_format", "output_config", "output_format", "output format", "structured output", "json_schema", "schema",
+    "grammar",
+)  # fmt: skip
 
 
 class SchemaLLM:
-    """Passes requests on; one whose schema is refused is sent once more without it, and so are all that follow.
+    """Passes requests on; one whose schema is refused is sent once more in another way, and so are all that follow.
 
     Args:
         inner: the model.
+        otherwise: asked where ``inner`` has refused a schema; None asks ``inner`` without the schema.
 
     >>> from harness.testing import ScriptedLLM
     >>> SchemaLLM(ScriptedLLM(["{}"])).name
     'scripted'
     """
 
-    def __init__(self, inner: LLM) -> None:
+    def __init__(self, inner: LLM, otherwise: LLM | None = None) -> None:
         self.name = inner.name
         self.provider = inner.provider
         self._inner = inner
+        self._otherwise = otherwise
         self._refused = False
 
     async def stream(self, request: LLMRequest, /) -> AsyncGenerator[LLMDelta]:
@@ -39,9 +44,15 @@ class SchemaLLM:
                         yield delta
                 return
             except LLMHTTPError as error:
-                if error.status not in SCHEMA_REFUSED or not any(word in str(error) for word in SCHEMA_WORDS):
+                said = str(error).lower()
+                if error.status not in SCHEMA_REFUSED or not any(word in said for word in SCHEMA_WORDS):
                     raise
                 self._refused = True
-        async with closing(self._inner.stream(msgspec.structs.replace(request, response_schema=None))) as stream:
+        async with closing(self._without(request)) as stream:
             async for delta in stream:
                 yield delta
+
+    def _without(self, request: LLMRequest) -> AsyncIterator[LLMDelta]:
+        if self._otherwise is not None and request.response_schema is not None:
+            return self._otherwise.stream(request)
+        return self._inner.stream(msgspec.structs.replace(request, response_schema=None))

@@ -3,6 +3,8 @@
 {"thought": ..., "action": tool, "args": {...}}
 {"thought": ..., "actions": [{"tool": ..., "args": {...}}, ...]}
 {"thought": ..., "action": "finish", "answer": ..., "confidence": 0.8}
+
+Calls in the marks of a model's own training are read as such a step, where they are all there is.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 
 import msgspec
 
+from harness.llm.marked import marked_calls
 from harness.llm.replies import as_confidence, clean
 from harness.messages import unfence
 
@@ -60,19 +63,27 @@ class _Wire(msgspec.Struct):
 _wire = msgspec.json.Decoder(_Wire)
 
 
-def parse_step(text: str, *, parallel_calls: bool = True) -> Step:
+def parse_step(text: str, *, parallel_calls: bool = True, as_json: bool = False) -> Step:
     """Read a whole reply. A JSON object inside other text is not looked for: it may be half of something.
+
+    Args:
+        text: the reply.
+        parallel_calls: whether a step may make several calls.
+        as_json: the answer has a form of its own: it is returned as the JSON that was written, whatever that is.
 
     Raises:
         Malformed: the reply is no step.
     """
-    wire = _decode(unfence(text))
+    text = unfence(text)
+    if text.startswith(("<", "[TOOL_CALLS]")):
+        text = _unmarked(text)
+    wire = _decode(text)
     calls = [(call.tool, call.args) for call in wire.actions or ()]
     thought = wire.thought or ""
     if wire.action == FINISH:
         if calls:
             raise Malformed(f"it held tool calls and an answer at once; do one of the two. {FORMS}")
-        answer, confidence = _answer(wire)
+        answer, confidence = _answer(wire, as_json=as_json)
         return Step(thought, (), answer, as_confidence(confidence))
     if wire.action is not None:
         if calls:
@@ -85,6 +96,17 @@ def parse_step(text: str, *, parallel_calls: bool = True) -> Step:
     if len(calls) > 1 and not parallel_calls:
         raise Malformed(f"it held {len(calls)} tool calls; make one call in each step. {FORMS}")
     return Step(thought, tuple((tool, _arguments(args)) for tool, args in calls))
+
+
+def _unmarked(text: str) -> str:
+    """Write marked calls as a step; any other text stays as it is."""
+    calls = marked_calls(text)
+    if not calls:
+        return text
+    if len(calls) == 1:
+        return f'{{"action": {json.dumps(calls[0].name)}, "args": {calls[0].args}}}'
+    actions = ", ".join(f'{{"tool": {json.dumps(call.name)}, "args": {call.args}}}' for call in calls)
+    return f'{{"actions": [{actions}]}}'
 
 
 def _decode(text: str) -> _Wire:
@@ -117,12 +139,14 @@ def _text(literal: str) -> str:
         raise Malformed(f"it held a text that is not valid JSON ({error}). {FORMS}") from None
 
 
-def _answer(wire: _Wire) -> tuple[str, object]:
+def _answer(wire: _Wire, *, as_json: bool) -> tuple[str, object]:
     """Return answer and confidence of a final step, also where it was wrapped into another one."""
     for _ in range(MAX_NESTING):
         written = _json(wire.answer)
         if written == "null" and (nested := _finish_inside(_json(wire.args), wrapped=False)):
             written, wire = _json(nested.answer), nested
+        if as_json and bytes(wire.answer):
+            return written, wire.confidence
         answer = _text(written) if written.startswith('"') else written
         if written == "null" or not answer.strip():
             raise Malformed(f"it finished without an answer. Write it like this: {ANSWER_FORM}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 
-from harness.approval import GatedCall, approval_id, canonical, digest_of
+from harness.approval import GatedCall, approval_id, canonical, digest_of, what_is_wrong
+from harness.raising import raised_to
 from harness.records import ApprovalKind, ApprovalRequested, ApprovalResolved, ApprovalVoided, ToolFinished
 from harness.state import CallState, RunState, ScopeState
 from harness.strategies.base import Ask, RunConfig
@@ -77,8 +78,17 @@ def gate(
 
 def _seen(scope: ScopeState, run: RunState, spec: ToolSpec, arguments: str, uses: Mapping[str, int]) -> GatedCall:
     """Return what the gate may look at."""
-    spent = run.spent.usage.cost_microusd
-    return GatedCall(spec.name, arguments, spec.effect, scope.agent_id, scope.reply_at, spent, uses)
+    return GatedCall(
+        spec.name,
+        arguments,
+        spec.effect,
+        scope.agent_id,
+        scope.reply_at,
+        run.spent.usage.cost_microusd,
+        uses,
+        scope.tainted or (None if run.taint_unknown else False),
+        raised_to(run, "max_total_cost_usd"),
+    )
 
 
 def in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
@@ -208,7 +218,7 @@ def _what_is_wrong(
     if shown != (asked, spec.name, canonical(arguments)):
         return "what was shown is not the call that would run"
     digest = _digest(scope, run, config, index, spec, arguments, asked, request.kind, request.session)
-    return what_is_wrong(request, answer, config, digest)
+    return what_is_wrong(request, answer, config.seal, digest)
 
 
 def _answered(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
@@ -251,17 +261,6 @@ def _edited(
     return Passed(request.approval_id)
 
 
-def what_is_wrong(request: ApprovalRequested, answer: ApprovalResolved, config: RunConfig, digest: str) -> str:
-    """Say why an answer does not hold for what would run now; empty where it does."""
-    if answer.approval_id != request.approval_id:
-        return "the answer is to another question"
-    if digest != request.digest:
-        return "the call, its tool or the folder it works in is not the one that was asked about"
-    if config.seal is None or not config.seal.holds(request, answer):
-        return "the answer is not signed with this installation's key, or was changed"
-    return ""
-
-
 def _allowed_for_session(run: RunState, config: RunConfig, spec: ToolSpec, scopes: tuple[str, ...]) -> str:
     """Return the question that allowed all of this for the rest of the run; empty where none did."""
     found = ""
@@ -292,7 +291,7 @@ def _holds_for_session(
         kind=request.kind,
         session=request.session,
     )
-    return not what_is_wrong(request, answer, config, digest)
+    return not what_is_wrong(request, answer, config.seal, digest)
 
 
 def refusal(scope: ScopeState, config: RunConfig, index: int, text: str) -> ToolFinished:

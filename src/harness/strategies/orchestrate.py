@@ -31,7 +31,7 @@ from harness.records import (
 )
 from harness.state import PlanState, RunState, ScopeState, TaskState, shares
 from harness.strategies import prompts
-from harness.strategies.base import RunConfig, Step, ask, fail_run, out_of_budget
+from harness.strategies.base import RunConfig, Step, ask, fail_run, limits_of, out_of_budget
 from harness.strategies.dispatch import read_reply
 from harness.strategies.plan_gate import hold
 from harness.strategies.tasks import (
@@ -140,8 +140,8 @@ def _start(
         task = plan.tasks[task_id].task
         busy = running.get(task.agent_id, 0)
         if busy < config.team[task.agent_id].agent.max_parallel_tasks:
-            if limit := exceeded(run.spent, config.limits):
-                return todo or out_of_budget(scope, run, limit)
+            if limit := exceeded(run.spent, limits_of(run, config)):
+                return todo or out_of_budget(scope, run, config, limit)
             free -= 1
             running[task.agent_id] = busy + 1
             todo.append(_open(scope, config, plan, found, task))

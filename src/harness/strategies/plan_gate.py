@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from harness.approval import approval_id, canonical, digest_of
+from harness.approval import approval_id, canonical, digest_of, what_is_wrong
 from harness.plan import Task
 from harness.records import ApprovalRequested, ApprovalResolved, ApprovalVoided, Planned, Record, Replanned
 from harness.state import PlanState, RunState, ScopeState
 from harness.strategies.base import Ask, RunConfig, Step, fail_run
-from harness.strategies.gate import PLAN, expiry, what_is_wrong
+from harness.strategies.gate import PLAN, expiry
 
 
 class Held:
@@ -45,7 +45,7 @@ def hold(scope: ScopeState, run: RunState, config: RunConfig, plan: PlanState) -
     if answer is None:
         return Held() if scope.asking else Held([Ask(scope.scope, PLAN, request.approval_id)])
     if wrong := what_is_wrong(
-        request, answer, config, _digest(scope, run, request.arguments, _asked(scope, run, scope.asked))
+        request, answer, config.seal, _digest(scope, run, request.arguments, _asked(scope, run, scope.asked))
     ):
         return Held([ApprovalVoided(request.approval_id, wrong, scope.step, PLAN, scope.scope)])
     match answer.decision:

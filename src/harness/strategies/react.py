@@ -17,6 +17,7 @@ from harness.keys import delegate_scope
 from harness.messages import Text
 from harness.records import (
     EFFECT_STRICTNESS,
+    ApprovalRequested,
     Dropped,
     Effect,
     FailureReason,
@@ -32,12 +33,17 @@ from harness.strategies.base import (
     Pause,
     RunConfig,
     Step,
+    at_ceiling,
+    ceilings,
     fail_scope,
+    limits_of,
     out_of_budget,
     parent_of,
     start_call,
+    take_up,
 )
 from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome
+from harness.tools.answer import AnswerForm, BadAnswer
 from harness.tools.base import ToolSpec, task_of
 
 
@@ -58,10 +64,10 @@ def react(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]
 
 def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     if scope.llm is not None or scope.pausing:
-        return ()
+        return take_up(scope, run, config) if scope.detached is not None else ()
     agent = config.agent
-    if limit := wall_is_over(run.spent, config.limits):
-        return out_of_budget(scope, run, limit)
+    if limit := wall_is_over(run.spent, config.limits if not run.raises else limits_of(run, config)):
+        return out_of_budget(scope, run, config, limit)
     if (failure := scope.failure) is not None and not scope.compaction_failed:
         if not failure.transient or scope.failures >= agent.max_llm_attempts:
             if failure.purpose == "step":
@@ -112,7 +118,7 @@ def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
 
 
 def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
-    in_flight = 0
+    in_flight = begun = 0
     waiting: list[int] = []
     for index, call in enumerate(scope.calls):
         if call.result is not None:
@@ -123,10 +129,12 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
             waiting.append(index)
     if not waiting:
         return ()
-    if over := wall_is_over(run.spent, config.limits):
-        return out_of_budget(scope, run, over)
+    limits = config.limits if not run.raises else limits_of(run, config)
+    if over := wall_is_over(run.spent, limits):
+        return out_of_budget(scope, run, config, over)
     todo: list[Step] = []
-    allowed, started = config.limits.max_tool_calls, run.spent.tool_calls
+    end: Step | None = None
+    allowed, started = limits.max_tool_calls, run.spent.tool_calls
     uses = run.uses if config.gate is None else dict(run.uses)
     for index in waiting:
         step = _next_for(scope, run, config, index, uses)
@@ -138,14 +146,32 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
                 break
             if allowed is not None and not (is_tool and step.reconcile):
                 if started >= allowed:
-                    return todo or out_of_budget(scope, run, f"max_tool_calls={allowed} is reached")
+                    return todo or out_of_budget(scope, run, config, f"max_tool_calls={allowed} is reached")
                 started += 1
+            if run.accounts and not (is_tool and step.reconcile):
+                if full := _tools_are_used_up(scope, run, config, begun):
+                    end = full
+                    continue
+                begun += 1
             in_flight += 1
             if is_tool and step.rules:
                 for rule in step.rules:
                     uses[rule] = uses.get(rule, 0) + 1
+        elif end is not None and type(step) is ApprovalRequested:
+            continue  # nobody need be asked about what will not run
         todo.append(step)
+    if end is not None and not (todo or in_flight or any(call.is_open for call in scope.calls)):
+        return [end]  # and not before: what is in flight or asked about is about this scope
     return todo
+
+
+def _tools_are_used_up(scope: ScopeState, run: RunState, config: RunConfig, begun: int) -> Step | None:
+    """Return the end of the scope, where its agent or its task may start no more tools than ``begun`` just now."""
+    for ceiling in ceilings(scope, run, config):
+        most = ceiling.limits.max_tool_calls
+        if most is not None and ceiling.account.spent.tool_calls + begun >= most:
+            return at_ceiling(scope, run, ceiling, f"max_tool_calls={most} is reached")
+    return None
 
 
 def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, uses: Mapping[str, int]) -> Step | None:
@@ -169,7 +195,9 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, u
         in_doubt = effect == "once" or (call.copied and effect != "read")
         if in_doubt and not call.may_run:
             if spec.reconciles and not call.copied:
-                return ToolStarted(scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True)
+                return ToolStarted(
+                    scope.step, index, name, effect, scope.scope, call.attempt, reconcile=True, untrusted=spec.untrusted
+                )
             return _in_doubt(scope, run, config, index, spec)
     if config.gate is not None or call.request is not None:
         passed = gate(scope, run, config, index, spec, uses)
@@ -180,8 +208,17 @@ def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, u
     if spec.delegate_to:
         return _delegate(scope, config, index, call, spec.delegate_to)
     return ToolStarted(
-        scope.step, index, name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
-    )  # fmt: skip
+        scope.step,
+        index,
+        name,
+        effect,
+        scope.scope,
+        call.attempt + 1,
+        False,
+        passed.approval_id,
+        passed.rules,
+        spec.untrusted,
+    )
 
 
 def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Step | None:
@@ -197,8 +234,17 @@ def _in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, s
 def _start(scope: ScopeState, index: int, call: CallState, spec: ToolSpec, passed: Passed) -> ToolStarted:
     effect = _stricter(call.effect, spec.effect) if call.attempt else spec.effect
     return ToolStarted(
-        scope.step, index, spec.name, effect, scope.scope, call.attempt + 1, False, passed.approval_id, passed.rules
-    )  # fmt: skip
+        scope.step,
+        index,
+        spec.name,
+        effect,
+        scope.scope,
+        call.attempt + 1,
+        False,
+        passed.approval_id,
+        passed.rules,
+        spec.untrusted,
+    )
 
 
 def _delegate(
@@ -248,14 +294,31 @@ def _bad_reply(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     return _note(scope, config, "malformed", f"Your last reply could not be used: {detail}. Reply again.")
 
 
+def _unfit(scope: ScopeState, run: RunState, config: RunConfig, form: AnswerForm, answer: str) -> Step | None:
+    """Give an answer that has not the form back to the model, as often as other replies that cannot be used."""
+    try:
+        form.read(answer)
+    except BadAnswer as error:
+        errors = scope.reply_errors + 1
+        if errors > config.agent.max_reply_errors:
+            what = f"{errors} replies in a row were unusable: the answer has not the form that was asked for"
+            return fail_scope(scope, run, "malformed", f"{what}: {error}")
+        listed = "\n".join(f"- {problem}" for problem in error.problems)
+        text = f"Your answer has not the form that was asked for:\n{listed}\nGive it again, whole, in that form."
+        return _note(scope, config, "malformed", text)
+    return None
+
+
 def _note(scope: ScopeState, config: RunConfig, reason: str, text: str) -> Noted:
     return Noted(scope.step, reason, text, scope.scope, config.count(text))  # type: ignore[arg-type]  # a literal of the three callers above
 
 
-def _answer(scope: ScopeState, run: RunState, config: RunConfig) -> RunFinished | ScopeClosed:
+def _answer(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     reply = scope.reply
     assert reply is not None  # the phase is only entered by a reply
     answer = "".join(part.text for part in reply.parts if isinstance(part, Text))
+    if config.answer is not None and (step := _unfit(scope, run, config, config.answer, answer)):
+        return step
     confidence = 1.0 if reply.confidence is None else reply.confidence
     if not scope.scope:
         return RunFinished(answer, confidence, scope.step, msgspec.structs.replace(run.spent), shares(run))

@@ -1,17 +1,30 @@
-"""The kill sweep for pytest: ``pytest_plugins = ["harness.testing.plugin"]`` in the top conftest.py."""
+"""For pytest, the kill sweep and cassettes: ``pytest_plugins = ["harness.testing.plugin"]`` in the top conftest.py."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
+from harness.errors import ConfigError
 from harness.testing import sweep
+from harness.testing.asked import Scrub, unchanged
+from harness.testing.cassette import CassetteLLM, RecordMode
 from harness.testing.forkserver import ForkServer
 from harness.testing.sweep import StoreFactory, SweepReport, Workload, sqlite_store
 
 KillSweep = Callable[..., SweepReport]
+
+RECORD_VARIABLE = "HARNESS_RECORD"
+"""Records as ``--record`` does: ``1`` or ``always``; with ``missing``, only what a cassette lacks."""
+
+_RECORD: dict[str, RecordMode] = {
+    "": "never", "0": "never", "never": "never", "1": "always", "always": "always", "missing": "missing",
+}  # fmt: skip
 
 _LINES = pytest.StashKey[list[str]]()
 
@@ -56,6 +69,43 @@ def kill_sweep(say_at_end: Callable[[str], None], tmp_path: Path, fork_servers: 
         return report
 
     return sweep_here
+
+
+class MakeCassette(Protocol):
+    """What the fixture ``cassette`` gives."""
+
+    def __call__(self, llm: object = None, /, name: str = "", *, scrub: Scrub = unchanged) -> CassetteLLM:
+        """Make a cassette in the test's file; another name is another file."""
+        ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--record``."""
+    text = "ask the real models, and record the cassettes of these tests anew"
+    parser.getgroup("harness").addoption("--record", action="store_true", help=text)
+
+
+@pytest.fixture
+def cassette(request: pytest.FixtureRequest) -> MakeCassette:
+    """Put a model on a cassette: ``cassette(llm)`` replays ``cassettes/<file>/<test>.json`` beside the test's file.
+
+    With ``--record``, or ``HARNESS_RECORD=1``, the model is asked and the file written anew.
+    """
+    value = os.environ.get(RECORD_VARIABLE, "")
+    if value not in _RECORD:
+        raise ConfigError(f"{RECORD_VARIABLE} must be 1, always, missing or never, not {value!r}")
+    record: RecordMode = "always" if request.config.getoption("--record", default=False) else _RECORD[value]
+    folder, test = request.path.parent / "cassettes" / request.path.stem, request.node.nodeid.partition("::")[2]
+    made: dict[str, CassetteLLM] = {}
+
+    def make(llm: object = None, /, name: str = "", *, scrub: Scrub = unchanged) -> CassetteLLM:
+        if name not in made:
+            words = re.sub(r"[^\w.\[\]=-]+", "-", f"{test}{'.' if name else ''}{name}")
+            path = folder / f"{words}.json"
+            made[name] = CassetteLLM(path, llm, record="never" if llm is None else record, scrub=scrub)
+        return made[name]
+
+    return make
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

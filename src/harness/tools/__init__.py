@@ -16,6 +16,7 @@ from harness.tools.base import (
 from harness.tools.delegate import DelegateTool, delegate
 from harness.tools.files import file_tools
 from harness.tools.function import FunctionTool, as_tool, definition_hash, tool
+from harness.tools.process import ProcessOutput, run_process
 from harness.tools.threads import run_in_thread
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "FunctionTool",
     "InvalidArguments",
     "NotDone",
+    "ProcessOutput",
     "ReconcileFunction",
     "Reconciles",
     "Tool",
@@ -37,5 +39,6 @@ __all__ = [
     "describe_arguments",
     "file_tools",
     "run_in_thread",
+    "run_process",
     "tool",
 ]

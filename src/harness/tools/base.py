@@ -29,6 +29,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
         reconciles: whether ``reconcile`` can tell what became of a lost call.
         workspace: the folder it works in, as an approval of its calls is bound to it.
         delegate_to: the agent that does the work; empty for a tool that is a function.
+        untrusted: what it returns comes from outside, and may have been written to lead a model astray.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ToolSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     reconciles: bool = False
     delegate_to: str = ""
     workspace: str = ""
+    untrusted: bool = False
 
 
 class ToolOutput(msgspec.Struct, frozen=True):

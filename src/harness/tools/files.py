@@ -78,7 +78,8 @@ def file_tools(folder: str | os.PathLike[str]) -> list[Tool]:
     if not root.is_dir():
         raise ConfigError(f"file_tools needs a folder, and {os.fspath(folder)!r} is a file")
     reader = _Folder(root)
-    return [tool(effect="read")(method) for method in (reader.list_files, reader.read_file, reader.search_files)]
+    made = tool(effect="read", workspace=root)
+    return [made(method) for method in (reader.list_files, reader.read_file, reader.search_files)]
 
 
 @dataclass(slots=True)

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import inspect
 import math
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import CoroutineType
 from typing import Any, NamedTuple, TypeVar, cast, get_args, overload
 
@@ -48,6 +50,8 @@ class _Options:
     Attributes:
         schema: a JSON schema of the arguments; without one it is read from the parameters.
         takes_any: whether ``**kwargs`` is accepted.
+        workspace: the absolute path of the folder it works in; empty for none.
+        untrusted: whether what it returns comes from outside.
     """
 
     name: str | None = None
@@ -57,6 +61,8 @@ class _Options:
     reconcile: ReconcileFunction | None = None
     schema: Schema | None = None
     takes_any: bool = False
+    workspace: str | os.PathLike[str] = ""
+    untrusted: bool = False
 
     def __post_init__(self) -> None:
         name = self.name
@@ -72,6 +78,12 @@ class _Options:
             raise ConfigError(f"tool {name!r}: timeout_s must be a number of seconds above 0, not {timeout_s!r}")
         if self.reconcile is not None and not callable(self.reconcile):
             raise ConfigError(f"tool {name!r}: reconcile must be a function of the key, not {self.reconcile!r}")
+        workspace, untrusted = cast("tuple[object, ...]", (self.workspace, self.untrusted))
+        is_path = isinstance(workspace, (str, os.PathLike))
+        if not is_path or not (workspace == "" or Path(self.workspace).is_absolute()):
+            raise ConfigError(f"tool {name!r}: workspace must be the absolute path of a folder, not {workspace!r}")
+        if not isinstance(untrusted, bool):
+            raise ConfigError(f"tool {name!r}: untrusted must be True or False, not {untrusted!r}")
 
 
 class FunctionTool:
@@ -104,6 +116,8 @@ class FunctionTool:
             options.effect,
             float(options.timeout_s),
             options.reconcile is not None,
+            workspace=os.fspath(options.workspace),
+            untrusted=options.untrusted,
         )
         self._options = options
         self._signature = signature
@@ -173,6 +187,8 @@ def tool(
     name: str | None = None,
     reconcile: ReconcileFunction | None = None,
     description: str | None = None,
+    workspace: str | os.PathLike[str] = "",
+    untrusted: bool = False,
 ) -> Callable[[Function], FunctionTool]: ...
 def tool(
     function: Function | None = None,
@@ -183,6 +199,8 @@ def tool(
     name: str | None = None,
     reconcile: ReconcileFunction | None = None,
     description: str | None = None,
+    workspace: str | os.PathLike[str] = "",
+    untrusted: bool = False,
 ) -> FunctionTool | Callable[[Function], FunctionTool]:
     """Make a typed function a tool, with or without options.
 
@@ -198,6 +216,10 @@ def tool(
         reconcile: a function of the idempotency key that says what became of a lost call: its result, NotDone or
             Unknown.
         description: what the tool does, for the model; by default the docstring.
+        workspace: the absolute path of the folder it works in: what a policy calls ``workspace``, and what an approval
+            of its calls is bound to. The tool has to hold to it by itself.
+        untrusted: what it returns comes from outside (a web page, a mail) and may have been written to lead a model
+            astray. An agent that has read it is ``tainted`` to a policy from then on.
 
     Raises:
         ConfigError: an option is out of range, or the parameters cannot be shown to a model.
@@ -209,7 +231,9 @@ def tool(
     >>> weather.spec.schema["required"]
     ['city']
     """
-    options = _Options(name, description, effect, timeout_s, reconcile)
+    options = _Options(
+        name, description, effect, timeout_s, reconcile, workspace=workspace, untrusted=untrusted
+    )  # fmt: skip
     return partial(_make, options=options) if function is None else _make(function, options)
 
 
@@ -219,7 +243,7 @@ def as_tool(thing: object) -> Tool:
     Args:
         thing: a Tool (returned as it is), a typed function or method, or an object with ``name`` and
             ``async execute(**kwargs)``. Of the object these are used too, where it has them: ``description``,
-            ``schema`` or ``parameters`` (a JSON schema), ``effect``, ``timeout_s`` and ``reconcile``.
+            ``schema`` or ``parameters`` (a JSON schema), ``effect``, ``timeout_s``, ``reconcile`` and ``untrusted``.
 
     Raises:
         ConfigError: it is none of these.
@@ -262,7 +286,9 @@ def _make(function: Function, options: _Options) -> FunctionTool:
 
 def _from_object(thing: object, execute: Function) -> FunctionTool:
     """Make a tool of an object with ``name`` and ``execute``, and whatever else of a tool it has."""
-    given = {key: getattr(thing, key) for key in ("effect", "timeout_s", "reconcile") if hasattr(thing, key)}
+    given = {
+        key: getattr(thing, key) for key in ("effect", "timeout_s", "reconcile", "untrusted") if hasattr(thing, key)
+    }
     schema = getattr(thing, "schema", None) or getattr(thing, "parameters", None)
     name: str = getattr(thing, "name", "")
     if schema is not None and not (isinstance(schema, Mapping) and _is_object_schema(cast("Schema", schema))):
