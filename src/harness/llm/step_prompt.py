@@ -19,7 +19,8 @@ Schema = dict[str, JSON]
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]{1,40}\s*")
 """A bare number says nothing of what it counts: it is told with what its tool does."""
 
-NO_FACTS = "(An error holds no facts: correct the call, or call another tool.)"
+NO_FACTS = "(An error holds no facts; only results do.)"
+"""Not what to do instead: what is denied or may have happened must not be tried again because this says so."""
 
 
 def step_prompt(
