@@ -15,7 +15,7 @@ from harness.approval import Seal
 from harness.budget import GuardrailConfig, Price
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
-from harness.hitl.base import Approver
+from harness.hitl.base import Approver, Callback, as_approver
 from harness.hitl.gate import gate_of
 from harness.keys import place_of
 from harness.llm import as_llm
@@ -48,12 +48,12 @@ class People:
         answer_within_s: seconds a question stands; None for ever.
 
     Raises:
-        ConfigError: ``answer_within_s`` is no number of seconds.
+        ConfigError: ``answer_within_s`` is no number of seconds, or ``approver`` cannot answer.
     """
 
     def __init__(
         self,
-        approver: Approver | None = None,
+        approver: Approver | Callback | None = None,
         policy: object = None,
         *,
         approve_plans: bool = False,
@@ -61,7 +61,7 @@ class People:
     ) -> None:
         if answer_within_s is not None and not answer_within_s > 0:
             raise ConfigError(f"answer_within_s must be more than 0 seconds, not {answer_within_s!r}")
-        self.approver = approver
+        self.approver = None if approver is None else as_approver(approver)
         self.policy = policy
         self.approve_plans = approve_plans
         self.answer_within_s = answer_within_s
