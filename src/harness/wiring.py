@@ -19,7 +19,7 @@ from harness.hitl.base import Approver, Callback, as_approver
 from harness.hitl.gate import gate_of
 from harness.keys import place_of
 from harness.llm import as_llm
-from harness.llm.base import LLM, PricesCalls, TakesTurns
+from harness.llm.base import LLM, PricesCalls, TakesTurns, longest
 from harness.perform import Workbench
 from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
 from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
@@ -134,6 +134,7 @@ class Wiring:
             price_of(llm),
             {purpose: price_of(other) for purpose, other in llms.items()},
             form,
+            _outputs(llm, llms),
         )
         self.fingerprints = fingerprints(agent, specs, llm, form)
 
@@ -310,6 +311,16 @@ def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:
 def price_of(llm: LLM) -> Price | None:
     """Return what prices a model's calls; None where the model cannot say."""
     return llm.price if isinstance(llm, PricesCalls) else None
+
+
+def _outputs(llm: LLM, llms: Mapping[LLMPurpose, LLM]) -> dict[LLMPurpose, int]:
+    """Return how long a reply may be where no setting limits it, for what is asked of models that say so."""
+    limits: dict[LLMPurpose, int] = {}
+    for purpose in SITE_OF:
+        limit = longest([llm if purpose == "step" else llms.get(purpose, llm)])
+        if limit is not None:
+            limits[purpose] = limit
+    return limits
 
 
 def counter_of(agent: AgentConfig) -> TokenCounter:
