@@ -15,11 +15,11 @@ from harness.approval import Seal
 from harness.budget import GuardrailConfig, Price
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
-from harness.hitl.base import Approver
+from harness.hitl.base import Approver, Callback, as_approver
 from harness.hitl.gate import gate_of
 from harness.keys import place_of
 from harness.llm import as_llm
-from harness.llm.base import LLM, PricesCalls, TakesTurns
+from harness.llm.base import LLM, PricesCalls, TakesTurns, longest
 from harness.perform import Workbench
 from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
 from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
@@ -48,12 +48,12 @@ class People:
         answer_within_s: seconds a question stands; None for ever.
 
     Raises:
-        ConfigError: ``answer_within_s`` is no number of seconds.
+        ConfigError: ``answer_within_s`` is no number of seconds, or ``approver`` cannot answer.
     """
 
     def __init__(
         self,
-        approver: Approver | None = None,
+        approver: Approver | Callback | None = None,
         policy: object = None,
         *,
         approve_plans: bool = False,
@@ -61,7 +61,7 @@ class People:
     ) -> None:
         if answer_within_s is not None and not answer_within_s > 0:
             raise ConfigError(f"answer_within_s must be more than 0 seconds, not {answer_within_s!r}")
-        self.approver = approver
+        self.approver = None if approver is None else as_approver(approver)
         self.policy = policy
         self.approve_plans = approve_plans
         self.answer_within_s = answer_within_s
@@ -134,6 +134,7 @@ class Wiring:
             price_of(llm),
             {purpose: price_of(other) for purpose, other in llms.items()},
             form,
+            _outputs(llm, llms),
         )
         self.fingerprints = fingerprints(agent, specs, llm, form)
 
@@ -310,6 +311,16 @@ def _by_purpose(llm_by_site: Mapping[Site, object]) -> dict[LLMPurpose, LLM]:
 def price_of(llm: LLM) -> Price | None:
     """Return what prices a model's calls; None where the model cannot say."""
     return llm.price if isinstance(llm, PricesCalls) else None
+
+
+def _outputs(llm: LLM, llms: Mapping[LLMPurpose, LLM]) -> dict[LLMPurpose, int]:
+    """Return how long a reply may be where no setting limits it, for what is asked of models that say so."""
+    limits: dict[LLMPurpose, int] = {}
+    for purpose in SITE_OF:
+        limit = longest([llm if purpose == "step" else llms.get(purpose, llm)])
+        if limit is not None:
+            limits[purpose] = limit
+    return limits
 
 
 def counter_of(agent: AgentConfig) -> TokenCounter:

@@ -23,6 +23,7 @@ from harness import (
     AnthropicLLM,
     ConfigError,
     Finished,
+    GovernedLLM,
     GuardrailConfig,
     LLMError,
     LLMHTTPError,
@@ -31,6 +32,7 @@ from harness import (
     MemoryCheckpointStore,
     MissingExtra,
     OpenAILLM,
+    RateLimit,
     SQLiteCheckpointStore,
     ToolOutput,
     tool,
@@ -1271,3 +1273,18 @@ async def test_a_budget_reserves_the_worst_case_of_a_call_with_caching() -> None
         )
         await runtime.run_agent("a", "u", run_id="r")
     assert [body["max_tokens"] for body in api.bodies] == [500]
+
+
+@pytest.mark.parametrize("around", [lambda llm: llm, lambda llm: GovernedLLM(llm, RateLimit(max_concurrent=1))])
+async def test_a_budget_reserves_what_the_model_itself_lets_a_reply_have(around: Callable[[LLM], LLM]) -> None:
+    limits = {"max_output_tokens": 16_000, "cost_fn": lambda usage: usage["tokens_out"] * 0.001}
+    async with serving(reply(said(0, "a")), reply(said(0, "b")), **limits) as (api, llm):  # type: ignore[arg-type]
+        for dollars in (20.0, 9.0):
+            runtime = AgentRuntime(
+                llm=around(llm),
+                agents=[AgentConfig("a")],
+                checkpoint_store=MemoryCheckpointStore(),
+                guardrail_config=GuardrailConfig(max_total_cost_usd=dollars),
+            )
+            await runtime.run_agent("a", "u")
+    assert [body["max_tokens"] for body in api.bodies] == [16_000, 9_000]

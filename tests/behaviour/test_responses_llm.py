@@ -17,6 +17,7 @@ from harness import (
     Failed,
     FileCheckpointStore,
     Finished,
+    GovernedLLM,
     GuardrailConfig,
     LLMError,
     LLMHTTPError,
@@ -25,6 +26,7 @@ from harness import (
     MalformedResponse,
     OpenAIResponsesLLM,
     Plan,
+    RateLimit,
     SQLiteCheckpointStore,
     Task,
     Usage,
@@ -605,6 +607,28 @@ async def test_a_pause_leaves_the_response_alone_and_a_resume_takes_it_up(store:
     assert (result.answer, server.log) == ("It is 4.", ["create resp_1", "listen resp_1"])
     state = fold("r", await journal(store, "r"))
     assert (state.spent.usage, state.spent.llm_calls, state.spent.estimated, state.epoch) == (USED, 1, 0, 2)
+
+
+async def test_behind_a_rate_limit_a_response_is_taken_up_and_cancelled_all_the_same(tmp_path: Path) -> None:
+    async with serving(answered(hold_after=4), answered(hold_after=4)) as server:
+
+        def governed(name: str) -> AgentRuntime:
+            llm = GovernedLLM(model(server, background=True), RateLimit(max_concurrent=1))
+            return runtime(server, SQLiteCheckpointStore(tmp_path / name), llm=llm)
+
+        async with governed("one.db").run_agent_stream("a", "2 + 2?", run_id="r", tokens=True) as stream:
+            async for event in stream:
+                if event.type.value == "TOKEN":
+                    break
+        server.go_on("resp_1")
+        result = await governed("one.db").resume("r")
+        assert (result.answer, result.spent.llm_calls) == ("It is 4.", 1)
+        ours = governed("two.db")
+        running = asyncio.create_task(ours.run_agent("a", "2 + 2?", run_id="r"))
+        await until_accepted(ours.store, 1)
+        await ours.cancel("r", "never mind")
+        await running
+    assert server.log == ["create resp_1", "listen resp_1", "create resp_2", "cancel resp_2"]
 
 
 async def test_a_model_that_cannot_take_it_up_asks_anew(store: CheckpointStore) -> None:

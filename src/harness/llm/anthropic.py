@@ -57,7 +57,7 @@ class AnthropicLLM:
         base_url: the server's address, without ``/v1``; None takes ``ANTHROPIC_BASE_URL``, else Anthropic.
         request_timeout_seconds: seconds to wait for a connection, for the first byte and for each next one.
         max_output_tokens: the output limit of calls that have none in their ``LLMSettings``: the API wants one. A
-            budget reserves 4,096 tokens for such a call; set a higher limit in ``LLMSettings``, where it sees it.
+            budget reserves as much.
         prompt_caching: whether the API keeps what it has read, so that each step reads the one before from there.
         images: whether the model sees images; False shows it ``[image]`` in their place.
         cost_fn: given the tokens of a call, returns its price in dollars, or None where it does not know.
@@ -91,6 +91,7 @@ class AnthropicLLM:
         self._schemed: LLM = SchemaLLM(self._messages, otherwise=_Forced(self._messages))
         self.name = model
         self.provider = server.provider
+        self.max_output_tokens = max_output_tokens
 
     @property
     def last_usage(self) -> LastUsage | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Protocol, TypeAlias, final, runtime_checkable
 
 import msgspec
 
 from harness.agent import LLMSettings
-from harness.budget import Usage
+from harness.budget import ASSUMED_OUTPUT_TOKENS, Usage
 from harness.messages import JSON, Message, Part
 from harness.records import FinishReason, LLMFailed
 from harness.tools.base import ToolSpec
@@ -122,6 +122,27 @@ class PricesCalls(Protocol):
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Return micro-dollars for a call of this size, or None where the price is unknown. Quick: it may not wait."""
         ...
+
+
+@runtime_checkable
+class LimitsOutput(Protocol):
+    """A language model that limits a reply by itself where ``LLMSettings`` does not, so that a budget reserves as much.
+
+    Attributes:
+        max_output_tokens: that limit; None for none.
+    """
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """Tokens a reply has at the most where the request does not say it."""
+        ...
+
+
+def longest(llms: Iterable[object]) -> int | None:
+    """Return the longest reply that one of several models gives where nothing limits it; None where none says so."""
+    limits = [llm.max_output_tokens if isinstance(llm, LimitsOutput) else None for llm in llms]
+    known = [limit if isinstance(limit, int) and limit > 0 else None for limit in limits]  # objects may be anybody's
+    return max(limit or ASSUMED_OUTPUT_TOKENS for limit in known) if any(known) else None
 
 
 @runtime_checkable

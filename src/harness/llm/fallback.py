@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from harness.errors import ConfigError
-from harness.llm.base import LLMDelta, LLMRequest, Turn
+from harness.llm.base import LLMDelta, LLMRequest, Turn, longest
 from harness.llm.breaker import CircuitBreaker
 from harness.llm.governed import GovernedLLM
 from harness.llm.prices import dearest
@@ -64,6 +64,11 @@ class FallbackLLM:
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Ask the first model that is not down, and yield its deltas: one attempt, as with every model."""
         return self._models[self._choose(None)].stream(request)
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The longest reply one of them gives where nothing limits it."""
+        return longest(self._models)
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Price a call by the model that asks most for it; None where one's price is unknown."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 from harness.budget import ASSUMED_OUTPUT_TOKENS
 from harness.errors import ConfigError, LLMError, LLMHTTPError, LLMUnavailable
-from harness.llm.base import LLM, LLMDelta, LLMRequest, PricesCalls, ResponseDone, Turn, closing
+from harness.llm.base import LLM, LLMDelta, LLMRequest, PricesCalls, Reattaches, ResponseDone, Turn, closing, longest
 from harness.llm.breaker import CircuitBreaker
 from harness.llm.rate import MAX_PAUSE_S, RateLimit, Ticket
 from harness.llm.text import as_llm
@@ -53,6 +53,8 @@ class GovernedLLM:
         self.limit = limit
         self.breaker = breaker
         self._asked_until = 0.0
+        if isinstance(self._llm, Reattaches):
+            self.cancel_response = self._llm.cancel_response  # what it governs can be taken up, and so can it
 
     @property
     def down_s(self) -> float:
@@ -70,7 +72,7 @@ class GovernedLLM:
 
         In a run the turn is waited for before, and this is not used.
         """
-        turn = self.turn(request, tokens=_worst_case(request), after=None)
+        turn = self.turn(request, tokens=_worst_case(request, self.max_output_tokens), after=None)
         try:
             await turn.wait()
             async with closing(turn.stream(request)) as deltas:
@@ -78,6 +80,11 @@ class GovernedLLM:
                     yield delta
         finally:
             turn.give_back()
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The longest reply it gives where nothing limits it."""
+        return longest([self._llm])
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Price a call as the model does."""
@@ -200,7 +207,7 @@ class _GovernedTurn:
             self._limit.settle(self._ticket, tokens)
 
 
-def _worst_case(request: LLMRequest) -> int:
+def _worst_case(request: LLMRequest, most: int | None) -> int:
     """Estimate the most a request may use, for a call that no run has measured."""
     sent = chars_over_four(request.system) + sum(part_tokens(message.parts) for message in request.messages)
-    return sent + (request.settings.max_output_tokens or ASSUMED_OUTPUT_TOKENS)
+    return sent + (request.settings.max_output_tokens or most or ASSUMED_OUTPUT_TOKENS)

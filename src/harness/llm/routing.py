@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from harness.errors import ConfigError, LLMError, nearest
-from harness.llm.base import LLM, LLMDelta, LLMRequest, Turn
+from harness.llm.base import LLM, LLMDelta, LLMRequest, Turn, longest
 from harness.llm.prices import dearest
 from harness.llm.text import as_llm
 from harness.llm.turns import ChosenTurn, inner, is_of, turn_of
@@ -62,6 +62,11 @@ class RoutingLLM:
             LLMError: no model was chosen.
         """
         return self._models[self._choose(request)].stream(request)
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The longest reply one of them gives where nothing limits it."""
+        return longest(self._models.values())
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Price a call by the model that asks most for it; None where one's price is unknown."""

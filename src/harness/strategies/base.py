@@ -75,6 +75,7 @@ class RunConfig(msgspec.Struct, frozen=True):
         price: prices a call of the agent's model; None where nobody can.
         prices: the same for the models that are asked instead of it, by purpose.
         answer: the form the agent's answers must have; None takes any text.
+        outputs: tokens a reply has at the most where no setting limits it, by purpose, for models that say so.
     """
 
     agent: AgentConfig
@@ -92,6 +93,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     price: Price | None = None
     prices: Mapping[LLMPurpose, Price | None] = {}
     answer: AnswerForm | None = None
+    outputs: Mapping[LLMPurpose, int] = {}
 
 
 @final
@@ -194,6 +196,8 @@ def start_call(
     While other calls hold a part of the budget it is waited for what they leave: they may use less than they hold.
     """
     asked = config.agent.llm_settings.max_output_tokens
+    if asked is None and config.outputs:
+        asked = config.outputs.get(purpose)
     price = config.price if purpose == "step" else config.prices.get(purpose, config.price)
     estimate = int(tokens * scope.calibration) if scope.calibration > 1 else tokens
     limits = config.limits if not run.raises else limits_of(run, config)
