@@ -27,6 +27,9 @@ from harness.tools import InvalidArguments, ToolContext, file_tools, tool
 
 CONTEXT: ToolContext[object] = ToolContext("run", "0/0", None)
 SECRET = "top secret line"
+ALL_FOUR = (
+    "[searched: a.py, b.txt, sub/c.txt, sub/deep/d.py; it may be there in other words: read the files that matter]"
+)
 
 Run = Callable[..., Awaitable[str]]
 
@@ -148,16 +151,44 @@ async def test_an_error_says_what_to_do(run: Run, arguments: dict[str, object], 
     assert text in str(caught.value)
 
 
+async def test_a_wrong_path_is_told_which_exist(folder: Path, run: Run) -> None:
+    for wrong in ("settings.json", "/settings.json", "../settings.json"):
+        with pytest.raises(ToolError) as caught:
+            await run("read_file", path=wrong)
+        assert str(caught.value).endswith(
+            ". These exist, use one of them: a.py, b.txt, image.bin, sub/c.txt, sub/deep/d.py"
+        )
+    for number in range(20):
+        (folder / f"n{number:02}").write_text("x")
+    with pytest.raises(ToolError) as caught:
+        await run("list_files", path="settings")
+    named = str(caught.value).partition("use one of them: ")[2]
+    assert named == "a.py, b.txt, image.bin, n00, n01, n02, n03, n04 and others, which list_files shows"
+    with pytest.raises(ToolError, match=r"use one of them: sub/deep/d\.py and others"):
+        await run("read_file", path="deep/d.py")
+
+
 async def test_search_files(run: Run) -> None:
     found = "a.py:1: print('needle')\nb.txt:2: two Needle\nsub/deep/d.py:2: # NEEDLE"
     assert await run("search_files", text="needle") == found
     assert await run("search_files", text="NEEDLE", pattern="*.txt") == "b.txt:2: two Needle"
     assert await run("search_files", text="needle", path="sub") == "sub/deep/d.py:2: # NEEDLE"
     assert await run("search_files", text="needle", path="b.txt") == "b.txt:2: two Needle"
-    assert await run("search_files", text="(needle|x") == "no line contains '(needle|x' (4 files searched)"
+    assert await run("search_files", text="(needle|x") == f"no line contains '(needle|x' (4 files searched)\n{ALL_FOUR}"
     for text in ("", "  ", "a\nb"):
         with pytest.raises(ToolError, match="must be one line"):
             await run("search_files", text=text)
+
+
+async def test_a_search_in_vain_names_some_of_the_files(folder: Path, run: Run) -> None:
+    for number in range(20):
+        (folder / "sub" / "deep" / f"n{number:02}").write_text("nothing")
+    said, note = (await run("search_files", text="elephant", path="sub")).split("\n")
+    assert said == "no line contains 'elephant' (22 files searched)"
+    assert note.startswith("[searched: sub/c.txt, sub/deep/d.py, sub/deep/n00,")
+    assert "sub/deep/n05 and others; " in note
+    assert "n06" not in note
+    assert await run("search_files", text="x", pattern="*.none") == "no line contains 'x' (0 files searched)"
 
 
 async def test_only_the_start_of_a_huge_file_is_read(tmp_path: Path) -> None:
@@ -299,7 +330,7 @@ async def test_no_spelling_leads_out(trapped: Path, spelling: str, name: str, ex
 async def test_walks_pass_by_every_way_out(trapped: Path) -> None:
     run = runner(trapped)
     assert await run("list_files") == "a.py\nb.txt\nimage.bin\nsub/c.txt\nsub/deep/d.py"
-    assert await run("search_files", text=SECRET) == f"no line contains {SECRET!r} (4 files searched)"
+    assert await run("search_files", text=SECRET) == f"no line contains {SECRET!r} (4 files searched)\n{ALL_FOUR}"
 
 
 async def test_a_link_that_stays_inside_can_be_read(folder: Path, run: Run) -> None:

@@ -391,8 +391,23 @@ async def test_the_conversation_is_told_in_steps_with_alternating_roles() -> Non
     assert picture in told[2].parts
     assert texts[3] == "not a step"
     assert json.loads(texts[5])["actions"][1] == {"tool": "read_file", "args": "not json"}
-    assert "Error from read_file" in texts[6]
+    assert "Error from read_file(not json):\nno\n(An error holds no facts" in texts[6]
+    assert texts[6].count("holds no facts") == 1
     assert json.loads(texts[7]) == {"thought": "t", "action": "finish", "answer": "an answer"}
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ("57", 'Result of read_file({"path": "a"}) [Read a file.]:\n57'),
+        ("-1,204.50", 'Result of read_file({"path": "a"}) [Read a file.]:\n-1,204.50'),
+        ("57 pieces", 'Result of read_file({"path": "a"}):\n57 pieces'),
+    ],
+)
+async def test_a_bare_number_is_told_with_what_its_tool_does(result: str, told: str) -> None:
+    fake = Fake(CALL)
+    await ask(TextReActLLM(fake), LLMRequest("", [user("go"), *called("a", result)], TOOLS))
+    assert fake.requests[0].messages[-1].text == told
 
 
 def called(path: str, result: str) -> list[Message]:
@@ -420,6 +435,17 @@ async def test_a_call_made_in_vain_is_taken_out_of_the_schema(history: Sequence[
     assert ('"const": "read_file"' in json.dumps(fake.requests[0].response_schema)) is offered
     assert '"const": "list_files"' in json.dumps(fake.requests[0].response_schema)
     assert "## read_file" in fake.requests[0].system
+
+
+async def test_an_error_in_between_does_not_give_back_a_call_made_in_vain() -> None:
+    failed = [
+        Message("assistant", (ToolCall("d", "list_files", '{"path": "x"}'),)),
+        Message("tool", (ToolResult("d", "list_files", "no such folder", is_error=True),)),
+    ]
+    fake = Fake(CALL)
+    await ask(TextReActLLM(fake), LLMRequest("", [user("go"), *called("a", "1") * 2, *failed], TOOLS))
+    assert '"const": "read_file"' not in json.dumps(fake.requests[0].response_schema)
+    assert '"const": "list_files"' in json.dumps(fake.requests[0].response_schema)
 
 
 async def test_a_circle_of_calls_leaves_only_the_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -14,6 +15,12 @@ from harness.tools.answer import ANSWER
 from harness.tools.base import ToolSpec
 
 Schema = dict[str, JSON]
+
+_NUMBER = re.compile(r"\s*[-+]?[\d.,]{1,40}\s*")
+"""A bare number says nothing of what it counts: it is told with what its tool does."""
+
+NO_FACTS = "(An error holds no facts; only results do.)"
+"""Not what to do instead: what is denied or may have happened must not be tried again because this says so."""
 
 
 def step_prompt(
@@ -55,7 +62,8 @@ def step_prompt(
     lines += [
         "You are then shown the result. If it is an error, read it and try other arguments or another tool. Never "
         "repeat a call whose result you have, and never invent a fact: only results tell you facts. What a result "
-        "shows (a count, a name, a comparison) needs no further tool: work it out in your thought.",
+        "shows (a count, a name, a comparison) needs no further tool: work it out in your thought. What one search did "
+        "not find may still be there: try other words, or read what it could be in, before you say that it is not.",
         "When the results hold all you need, and not before:",
         finish,
         *form,
@@ -176,7 +184,7 @@ def repeated(messages: Sequence[Message]) -> frozenset[str]:
                 outcome = (call.name, call.arguments, part.text)
                 if outcome in seen:
                     vain.add(call.name)
-                else:
+                elif not part.is_error:
                     vain.clear()
                 seen.add(outcome)
     return frozenset(vain)
@@ -189,13 +197,14 @@ def rendered(request: LLMRequest) -> list[Message]:
     """
     told: list[Message] = []
     asked: dict[str, str] = {}
+    about = {spec.name: spec.description.strip().partition("\n")[0] for spec in request.tools}
     for message in request.messages:
         role, parts = message.role, message.parts
         if role == "assistant":
             asked = {call.id: call.arguments for call in message.tool_calls}
             parts = (Text(_step(message)),)
         elif role == "tool":
-            role, parts = "user", tuple(_told(part, asked) for part in parts)
+            role, parts = "user", tuple(_told(part, asked, about) for part in parts)
         elif role == "user":
             parts = tuple(_noted(part) for part in parts)
         if told and role == told[-1].role == "user":
@@ -211,12 +220,16 @@ def _noted(part: Part) -> Part:
     return part
 
 
-def _told(part: object, asked: Mapping[str, str]) -> Text | Image:
+def _told(part: object, asked: Mapping[str, str], about: Mapping[str, str]) -> Text | Image:
     if isinstance(part, Image):
         return part
     assert isinstance(part, ToolResult)  # a tool message holds nothing else
-    kind = "Error from" if part.is_error else "Result of"
-    return Text(f"{kind} {part.name}({asked.get(part.call_id, '')}):\n{part.text}")
+    call = f"{part.name}({asked.get(part.call_id, '')})"
+    if part.is_error:
+        return Text(f"Error from {call}:\n{part.text}\n{NO_FACTS}")
+    if (words := about.get(part.name)) and _NUMBER.fullmatch(part.text):
+        call += f" [{words}]"
+    return Text(f"Result of {call}:\n{part.text}")
 
 
 def _step(message: Message) -> str:

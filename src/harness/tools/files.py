@@ -118,8 +118,8 @@ class _Folder:
 
         Args:
             path: The file to read, written as list_files shows it.
-            start_line: The first line to read. Lines count from 1.
-            max_lines: The most lines to read.
+            start_line: The first line to read; lines count from 1. Leave it out to read from the top.
+            max_lines: The most lines to read. Leave it out to read all that fit.
         """
         if start_line < 1 or max_lines < 1:
             raise ToolError(f"start_line and max_lines must be 1 or more, not {start_line} and {max_lines}")
@@ -132,7 +132,8 @@ class _Folder:
         if not lines:
             return "(the file is empty)"
         if start_line > len(lines):
-            raise ToolError(f"{path!r} has {len(lines)} lines: start_line must be at most {len(lines)}")
+            few = f"start_line must be at most {len(lines)}; leave it out to read from the top"
+            raise ToolError(f"{path!r} has {len(lines)} lines: {few}")
         wanted = lines[start_line - 1 : start_line - 1 + max_lines]
         shown = _count_fitting(wanted)
         end = start_line - 1 + max(shown, 1)
@@ -156,7 +157,7 @@ class _Folder:
             raise ToolError(f"text must be one line with at least one letter or digit, not {text[:80]!r}")
         walk, found = _Walk(), list[str]()
         left = MAX_SEARCHED_BYTES
-        searched = 0
+        searched, named = 0, list[str]()
         for parts in self._walk(self._locate(path), walk):
             if not _matches(parts, pattern):
                 continue
@@ -168,6 +169,8 @@ class _Folder:
             if b"\0" in data[:8192]:
                 continue
             searched += 1
+            if searched <= MAX_NAMED:
+                named.append(_show(parts))
             left -= len(data)
             if size > len(data):
                 walk.notes.append(f"of {_show(parts)} only the first {len(data)} bytes were searched")
@@ -178,7 +181,14 @@ class _Folder:
                     "use a longer text, a pattern or a subfolder"
                 )
                 break
-        return _fit(found[:MAX_MATCHES] or [f"no line contains {text!r} ({searched} files searched)"], walk.notes)
+        if found:
+            return _fit(found[:MAX_MATCHES], walk.notes)
+        if named:  # a weak model takes what it did not find for what is not there
+            more = " and others" if searched > MAX_NAMED else ""
+            walk.notes.insert(
+                0, f"searched: {', '.join(named)}{more}; it may be there in other words: read the files that matter"
+            )
+        return _fit([f"no line contains {text!r} ({searched} files searched)"], walk.notes)
 
     def _locate(self, path: str) -> tuple[str, ...]:
         """Return the components of a path below the folder, with the links that stay in it resolved.
@@ -189,7 +199,7 @@ class _Folder:
         if "\0" in path or len(path) > 4096:
             raise ToolError(f"{path[:80]!r} is not a path: {_ACCEPTED}")
         if path.startswith("/") or ".." in path.split("/"):
-            raise ToolError(f"{path!r} is outside the folder: {_ACCEPTED}")
+            raise ToolError(f"{path!r} is outside the folder{self._existing(path)}")
         try:
             real = Path(os.path.realpath(self.root / path))
         except (OSError, ValueError, RecursionError) as error:
@@ -247,13 +257,20 @@ class _Folder:
             raise _explain(error, parts) from None
 
     def _no_such(self, parts: tuple[str, ...]) -> str:
-        """Say that a path does not exist, and which do: a weak model asks for what it made up until it is told."""
+        path = _show(parts)
+        return f"there is no {path!r}{self._existing(path)}"
+
+    def _existing(self, path: str) -> str:
+        """Say which paths exist, those like a wrong one first: a weak model asks for what it made up until it is told.
+
+        It says so in positive words only: of "without a leading '/'" such a model remembers the '/'.
+        """
         known = [_show(found) for found in islice(self._walk((), _Walk()), MAX_COMPARED)]
-        near = difflib.get_close_matches(_show(parts), known, n=MAX_NAMED)
-        if not near and len(known) <= MAX_NAMED:
-            near = known
-        hint = f". These exist, use one of them: {', '.join(near)}" if near else ""
-        return f"there is no {_show(parts)!r}: {_ACCEPTED}{hint}"
+        named = difflib.get_close_matches(path, known, n=MAX_NAMED) or known[:MAX_NAMED]
+        if not named:
+            return f": {_ACCEPTED}"
+        more = " and others, which list_files shows" if len(named) < len(known) else ""
+        return f". These exist, use one of them: {', '.join(named)}{more}"
 
     def _read(self, parts: tuple[str, ...]) -> tuple[bytes, int]:
         """Return the first bytes of a file, and its size."""
