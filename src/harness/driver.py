@@ -478,7 +478,7 @@ class Driver:
             self._arrive()
 
     def _spawn(self, step: Call) -> None:
-        task = asyncio.create_task(self._perform_beside(step))
+        task = self._loop.create_task(self._perform_beside(step))
         self._tasks[task] = step
 
     def _arrive(self) -> None:
@@ -500,7 +500,7 @@ class Driver:
                 await self._wake
             finally:
                 self._wake = None
-                if all(type(call) is Ask for call in self._tasks.values()):
+                if self._waits_for_people():
                     self._do_not_count(monotonic() - began)
         arrived, self._arrived = self._arrived, []
         for task in arrived:
@@ -508,6 +508,12 @@ class Driver:
                 continue  # its question was answered elsewhere
             outcome = task.result()  # what it raises ends the driver, which saves the tasks that are still listed
             self._note_outcome(self._tasks.pop(task).scope, outcome)
+
+    def _waits_for_people(self) -> bool:
+        """Say whether everything at work is a question."""
+        calls = self._tasks.values()
+        first = next(iter(calls), None)  # it says so nearly always, and this is asked for every call beside others
+        return first is None or (type(first) is Ask and all(type(call) is Ask for call in calls))
 
     async def _stop_calls(self) -> None:
         tasks = [task for task in self._tasks if not task.done()]
