@@ -25,6 +25,7 @@ from harness import (
     FileCheckpointStore,
     Finished,
     GuardrailConfig,
+    LLMError,
     LLMSettings,
     MemoryCheckpointStore,
     Parked,
@@ -571,6 +572,60 @@ async def test_delegated_work_asks_too(room: Desks) -> None:
     )
     assert isinstance(await runtime.run_agent("clerk", "Go.", run_id=RUN), Finished)
     assert sorted(str(about(asked)["limit"]) for asked in desk.asked) == ["max_llm_calls", "max_tool_calls"]
+
+
+async def test_who_has_asked_goes_on_at_the_yes_whatever_others_are_at_by_then(room: Desks) -> None:
+    """Somebody else's call may have begun while it was asked: where it takes long, nobody waits for it."""
+    both, beside, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    tried: list[None] = []
+
+    class Model(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[object]:  # type: ignore[override]
+            said = sum(message.role == "assistant" for message in request.messages)
+            if "first" in request.messages[0].text:
+                if said == 2:
+                    done.set()
+            elif not tried:
+                tried.append(None)
+                await both.wait()
+                raise LLMError("busy", transient=True)  # so that it is between two calls when the limit is met
+            else:
+                beside.set()
+                await asyncio.wait_for(done.wait(), 5)
+            async for delta in super().stream(request):
+                yield delta
+
+    def reply(request: LLMRequest) -> Reply:
+        said = sum(message.role == "assistant" for message in request.messages)
+        if request.response_schema is not None:
+            return '{"answer": "All done.", "confidence": 1}'
+        return (
+            [call("look", at="a"), call("look", at="b"), "Done."] if "first" in request.messages[0].text else ["Done."]
+        )[said]
+
+    async def look(at: str) -> str:
+        """Look somewhere."""
+        both.set()
+        return at
+
+    class Slow(Desk):
+        async def decide(self, request: ApprovalRequest, /) -> Decision | None:
+            await beside.wait()
+            return await super().decide(request)
+
+    runtime = AgentRuntime(
+        llm=Model(reply),
+        agents=[AgentConfig("clerk")],
+        tools=[look],
+        checkpoint_store=room.store,
+        guardrail_config=asks(max_tool_calls=1),
+        approver=Slow(Approve()),
+        auto_resume=False,
+    )
+    plan = Plan([Task("t", "clerk", "The first."), Task("u", "clerk", "The second.")])
+    result = await runtime.run_plan(plan, goal="All.", run_id=RUN)
+    assert isinstance(result, Finished), result.error
+    assert [str(record.error) for record in await room.found(LLMFailed)] == ["busy"]  # type: ignore[attr-defined]
 
 
 # -- time --------------------------------------------------------------------------------------------------------------
