@@ -438,6 +438,14 @@ def test_wrong_wiring_is_refused() -> None:
         GovernedLLM(only)
     with pytest.raises(ConfigError, match="obeys this RateLimit already"):
         GovernedLLM(GovernedLLM(only, limit), limit)
+    for within in (
+        FallbackLLM(only, GovernedLLM(only, limit)),
+        RoutingLLM(lambda _: "a", {"a": GovernedLLM(only, limit)}),
+        GovernedLLM(GovernedLLM(only, limit), RateLimit(max_concurrent=2)),
+    ):
+        with pytest.raises(ConfigError, match="obeys this RateLimit already"):
+            GovernedLLM(within, limit)
+    GovernedLLM(FallbackLLM(only, GovernedLLM(only, limit)), RateLimit(max_concurrent=1))
     with pytest.raises(ConfigError, match="needs models"):
         RoutingLLM(lambda _: "a", {})
     with pytest.raises(ConfigError, match="must be a function"):
