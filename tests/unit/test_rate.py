@@ -301,14 +301,18 @@ def test_a_loop_that_was_closed_while_it_waited_holds_nobody_up() -> None:
     ("limits", "said"),
     [
         ({"requests_per_minute": 0}, r"RateLimit\(requests_per_minute=\) must be more than 0"),
+        (
+            {"tokens_per_minute": float("inf")},
+            r"RateLimit\(tokens_per_minute=\) must be more than 0, or None for no limit",
+        ),
         ({"max_concurrent": -1}, r"RateLimit\(max_concurrent=\) must be more than 0"),
         ({"window_s": 0}, r"RateLimit\(window_s=\) must be a number of seconds"),
         ({"requests_per_minute": 6, "window_s": 1}, "make window_s 10 or more"),
     ],
 )
-def test_a_limit_that_makes_no_sense_is_refused(limits: dict[str, int], said: str) -> None:
+def test_a_limit_that_makes_no_sense_is_refused(limits: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        RateLimit(**limits)
+        RateLimit(**limits)  # type: ignore[arg-type]
 
 
 # -- the breaker --------------------------------------------------------------------------------
