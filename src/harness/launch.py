@@ -22,6 +22,7 @@ from harness.errors import CheckpointError, ConfigChanged, ConfigError, Ownershi
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
+from harness.perform import writable
 from harness.plan import Plan
 from harness.raising import overtaken
 from harness.records import (
@@ -205,6 +206,7 @@ class Launcher:
             what = f"question {asked!r}" if asked else "question"
             raise ConfigError(f"no {what} is open in run {run_id!r}: it has its answer, or was never asked")
         name, text, arguments = name_of(decision)
+        text, by = writable(text), writable(by)
         seal = self._wirings.people.seal
         mac = seal.sign(request.digest, name, by=by, text=text, arguments=arguments, expires_at=request.expires_at)
         await self._post(run_id, store, Answer(request.approval_id, name, by, mac, text, arguments))
@@ -212,12 +214,13 @@ class Launcher:
     async def steer(self, key: str, text: str, agent_id: str, by: str) -> None:
         """Tell agents something; see ``AgentRuntime.steer``."""
         run_id, store, _ = await self._stored(key)
-        await self._post(run_id, store, Guidance(text, by, agent_id))
+        await self._post(run_id, store, Guidance(writable(text), writable(by), agent_id))
 
     async def cancel(self, key: str, reason: str, by: str) -> None:
         """End a run for good; see ``AgentRuntime.cancel``."""
         run_id, store, _ = await self._stored(key)
-        mail = await self._post(run_id, store, Cancel(reason, by))
+        reason = writable(reason)
+        mail = await self._post(run_id, store, Cancel(reason, writable(by)))
         if (active := await self._running(run_id)) is not None:
             await asyncio.wait({active.task})
             return
@@ -502,7 +505,7 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
 
 def _goal(start: Start) -> str:
     """Return a goal that can be written as UTF-8."""
-    return start.goal.encode("utf-8", "replace").decode()
+    return writable(start.goal)
 
 
 def _named(state: RunState, rest: Sequence[str], key: str) -> str:
