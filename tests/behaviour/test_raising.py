@@ -46,6 +46,7 @@ from harness.hitl.predicates import Between
 from harness.llm.base import LLMRequest
 from harness.raising import LIMITS, invalid_raise, limit_in, proposed
 from harness.records import (
+    BUDGET,
     ApprovalRequested,
     ApprovalResolved,
     ApprovalVoided,
@@ -494,6 +495,43 @@ async def test_a_raise_is_none_of_another_run(room: Desks) -> None:
     other = await replanted(room, until_the_answer, "other")
     assert isinstance(await other.runtime(asks(max_llm_calls=2)).resume("other"), Parked)
     assert await other.found(ApprovalVoided, "other")
+
+
+@pytest.mark.parametrize("decision", [Approve(), Edit({"raise_to": 5})], ids=["yes", "an edit"])
+async def test_a_question_that_was_changed_in_the_store_is_asked_anew(room: Desks, decision: Decision) -> None:
+    runtime = room.runtime(asks(max_llm_calls=2))
+    assert isinstance(await runtime.run_agent("clerk", "Go.", run_id=RUN), Parked)
+    other = await replanted(room, FORGED["the limit that was shown"])
+    runtime = other.runtime(asks(max_llm_calls=2))
+    await runtime.answer(RUN, decision)
+    parked = await runtime.resume(RUN)
+    assert isinstance(parked, Parked)
+    assert other.llm.requests == []
+    assert await other.found(ApprovalVoided) or await other.found(CommandRefused)
+
+
+async def test_rules_are_told_of_no_raise_that_nobody_has_signed(room: Desks) -> None:
+    """Of a raise that was put into the store before any limit was met, too: no decision has looked at it yet."""
+    limits = asks(max_total_cost_usd=0.03)
+    assert isinstance(await room.runtime(limits).run_agent("clerk", "Go.", run_id=RUN), Finished)
+    asked = ApprovalRequested(
+        "q", "", "budget", '{"limit":"max_total_cost_usd","now":0.03,"spent":0,"raise_to":100}', 1, BUDGET, "", "budget"
+    )
+    forged = [asked, ApprovalResolved("q", "approve", "eve", "0" * 64, 1, BUDGET)]
+    entries = [entry.record async for entry in room.store.read(RUN)]
+    before = next(place for place, record in enumerate(entries) if isinstance(record, LLMStarted))
+    store = MemoryCheckpointStore()
+    owner = await store.claim(RUN, this_process())
+    await store.append(RUN, 0, [*entries[:before], *forged], owner=owner)
+    await store.release(owner)
+    seen: list[float] = []
+
+    def rules(asked: GatedCall) -> Judged:
+        seen.append(asked.raised_usd)
+        return Judged("allow")
+
+    assert isinstance(await Desks(store, room.log.parent).runtime(limits, policy=rules).resume(RUN), Finished)
+    assert seen == [0.0, 0.0, 0.0]
 
 
 # -- many agents -------------------------------------------------------------------------------------------------------
