@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from harness.agent import AgentConfig, LLMSettings
-    from harness.budget import GuardrailConfig, Usage
+    from harness.budget import GuardrailConfig, Limits, Usage
     from harness.checkpoint import (
         CheckpointStore,
         FileCheckpointStore,
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from harness.llm.governed import GovernedLLM
     from harness.llm.openai import OpenAILLM
     from harness.llm.rate import RateLimit
+    from harness.llm.responses import OpenAIResponsesLLM
     from harness.llm.routing import RoutingLLM
     from harness.messages import Image, Message
     from harness.plan import Plan, Task
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "harness.agent": ("AgentConfig", "LLMSettings"),
-    "harness.budget": ("GuardrailConfig", "Usage"),
+    "harness.budget": ("GuardrailConfig", "Limits", "Usage"),
     "harness.checkpoint": (
         "CheckpointStore",
         "FileCheckpointStore",
@@ -108,6 +109,7 @@ _HOME = {
     "harness.llm.governed": ("GovernedLLM",),
     "harness.llm.openai": ("OpenAILLM",),
     "harness.llm.rate": ("RateLimit",),
+    "harness.llm.responses": ("OpenAIResponsesLLM",),
     "harness.llm.routing": ("RoutingLLM",),
     "harness.messages": ("Image", "Message"),
     "harness.plan": ("Plan", "Task"),
@@ -155,12 +157,14 @@ __all__ = [
     "LLMRefused",
     "LLMSettings",
     "LLMUnavailable",
+    "Limits",
     "MalformedResponse",
     "MemoryCheckpointStore",
     "Message",
     "MissingExtra",
     "NotDone",
     "OpenAILLM",
+    "OpenAIResponsesLLM",
     "OwnershipLost",
     "Parked",
     "Plan",

@@ -12,7 +12,7 @@ from harness.errors import CheckpointError, InternalError, OwnershipLost
 from harness.keys import join_key, place_of
 from harness.raising import in_force
 from harness.records import Entry, Record, RunStarted
-from harness.result import RunResult, result_of, result_of_task
+from harness.result import RunResult, result_of, result_of_task, with_output
 from harness.state import RunState, fold
 from harness.stream import RunLog
 from harness.wiring import COORDINATOR, Wirings
@@ -66,7 +66,8 @@ class ActiveRun:
         self._owner = owner
         self._lease_s = lease_s
         self._claimed_at = claimed_at
-        self._state = state
+        limited = wirings.limited()
+        self._state = fold(state.run_id, entries, limited) if limited else state
         self._opening = opening
         self._wirings = wirings
         self._interest = 0
@@ -200,8 +201,8 @@ class ActiveRun:
     def _result(self) -> RunResult | None:
         state, entries = self._state, self.log.entries
         if self.only and state.over is None and state.failed is None:
-            return result_of_task(state, self.only, entries)
-        return result_of(state, entries)
+            return with_output(result_of_task(state, self.only, entries), self._wirings.form_of(state, self.only))
+        return with_output(result_of(state, entries), self._wirings.form_of(state))
 
     async def _release(self) -> None:
         try:
@@ -249,7 +250,7 @@ class ActiveRun:
         entries = [entry async for entry in self._store.read(self.run_id)]
         for entry in entries[len(self.log.entries) :]:
             self.log.publish([entry.record], entry.at)
-        self._state = fold(self.run_id, entries)
+        self._state = fold(self.run_id, entries, self._wirings.limited())
 
     def join(self) -> None:
         """Count one more consumer that wants the run to go on."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from harness.budget import Limits
 from harness.errors import ConfigError
 
 
@@ -64,6 +65,10 @@ class AgentConfig(msgspec.Struct, frozen=True):
         llm: the agent's own model; None uses the runtime's.
         llm_settings: temperature and the like.
         token_counter: estimates the tokens of a text; None counts four characters as one.
+        limits: what the agent may use in one run, over all its work in it; None limits it no further than the run is.
+        output: the type of its answers: a pydantic model, a dataclass, a TypedDict or any other type that pydantic can
+            validate. The model is asked for such an answer, and one that does not fit is given back to it. None takes
+            any text.
 
     Raises:
         ConfigError: an id or a number is out of range.
@@ -90,6 +95,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
     llm: object = None
     llm_settings: LLMSettings = LLMSettings()
     token_counter: Callable[[str], int] | None = None
+    limits: Limits | None = None
+    output: object = None
 
     def __post_init__(self) -> None:
         if not self.agent_id or any(c in ":/" or not c.isprintable() for c in self.agent_id):
@@ -101,6 +108,8 @@ class AgentConfig(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "hitl_tools", tuple(self.hitl_tools))
         if self.allowed_tools is not None:
             msgspec.structs.force_setattr(self, "allowed_tools", tuple(self.allowed_tools))
+        if self.limits is not None and type(self.limits) is not Limits:
+            raise ConfigError(f"AgentConfig.limits must be Limits(...), not {type(self.limits).__name__}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:

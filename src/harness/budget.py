@@ -57,7 +57,48 @@ class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return self.cost_microusd / MICRO
 
 
-class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The limits of one agent or one task. Of None there is no limit; the run's own hold besides.
+
+    Attributes:
+        max_total_cost_usd: dollars; None for no limit.
+        max_input_tokens: tokens sent, over all calls.
+        max_output_tokens: tokens received, over all calls.
+        max_llm_calls: language model calls, failed attempts included.
+        max_tool_calls: tool calls that were started.
+        on_unpriced: whether a call of a model whose price is unknown is sent although money is limited.
+
+    Raises:
+        ConfigError: a limit is negative or no number.
+
+    >>> Limits(max_llm_calls=5).max_total_cost_usd is None
+    True
+    """
+
+    max_total_cost_usd: float | None = None
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    max_llm_calls: int | None = None
+    max_tool_calls: int | None = None
+    on_unpriced: Literal["allow", "refuse"] = "allow"
+
+    def __post_init__(self) -> None:
+        kind = type(self).__name__
+        if self.on_unpriced not in ("allow", "refuse"):
+            raise ConfigError(f"{kind}.on_unpriced must be 'allow' or 'refuse', not {self.on_unpriced!r}")
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if name.startswith("on_") or value is None:  # words say what is done, numbers how much
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"{kind}.{name} must be a number, not {value!r}")
+            least = 1 if name in {"max_parallel_tasks", "max_plan_tasks"} else 0
+            if not value >= least:
+                words = "one" if least else "zero"
+                raise ConfigError(f"{kind}.{name} must be {words} or more, not {value!r}")
+
+
+class GuardrailConfig(Limits, frozen=True, kw_only=True):
     """The limits of a run. They are folded from the journal, so a resumed run keeps what it spent.
 
     Attributes:
@@ -77,7 +118,7 @@ class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
         max_delegate_depth: how often a delegated piece of work may be delegated on.
 
     Raises:
-        ConfigError: a limit is negative.
+        ConfigError: a limit is negative or no number.
 
     >>> GuardrailConfig(max_llm_calls=5).max_llm_calls
     5
@@ -85,31 +126,17 @@ class GuardrailConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     max_total_cost_usd: float | None = 2.0
     max_wall_time_seconds: float | None = 180
-    max_input_tokens: int | None = None
-    max_output_tokens: int | None = None
-    max_llm_calls: int | None = None
-    max_tool_calls: int | None = None
     max_replan_count: int = 2
     confidence_threshold: float = 0.6
-    on_unpriced: Literal["allow", "refuse"] = "allow"
     on_limit: Literal["fail", "ask"] = "fail"
     max_parallel_tasks: int = 16
     max_plan_tasks: int = 50
     max_delegate_depth: int = 3
 
     def __post_init__(self) -> None:
-        if self.on_unpriced not in ("allow", "refuse"):
-            raise ConfigError(f"GuardrailConfig.on_unpriced must be 'allow' or 'refuse', not {self.on_unpriced!r}")
         if self.on_limit not in ("fail", "ask"):
             raise ConfigError(f"GuardrailConfig.on_limit must be 'fail' or 'ask', not {self.on_limit!r}")
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if name in ("on_unpriced", "on_limit"):
-                continue
-            least = 1 if name in {"max_parallel_tasks", "max_plan_tasks"} else 0
-            if value is not None and not value >= least:
-                words = "one" if least else "zero"
-                raise ConfigError(f"GuardrailConfig.{name} must be {words} or more, not {value!r}")
+        Limits.__post_init__(self)
 
 
 UNLIMITED = GuardrailConfig(max_total_cost_usd=None, max_wall_time_seconds=None)
@@ -165,6 +192,13 @@ class Reservation(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         )  # fmt: skip
 
 
+class Account(msgspec.Struct, gc=False):
+    """What one agent or one task that has limits of its own has used and holds. Grown in place by the fold."""
+
+    spent: Spent = msgspec.field(default_factory=Spent)
+    held: Held = msgspec.field(default_factory=Held)
+
+
 ASSUMED_OUTPUT_TOKENS = 4096
 """Tokens a reply is taken to have at the most where ``max_output_tokens`` does not say it."""
 
@@ -188,14 +222,14 @@ def total(usages: Sequence[Usage]) -> Usage:
 
 
 def reserve(
-    spent: Spent, held: Held, limits: GuardrailConfig, *, tokens: int, output: int | None, price: Price | None
+    spent: Spent, held: Held, limits: Limits, *, tokens: int, output: int | None, price: Price | None
 ) -> Reservation | str:
     """Return the worst case of a call as it fits beside what is spent and held, or why it does not.
 
     Args:
-        spent: what the run has used.
-        held: what calls in flight may yet use.
-        limits: the limits.
+        spent: what the run, the agent or the task has used.
+        held: what its calls in flight may yet use.
+        limits: its limits.
         tokens: estimated tokens of the request.
         output: the most tokens the reply may have; None where nothing limits it.
         price: prices a call; None where nobody can.
@@ -204,12 +238,13 @@ def reserve(
         return f"max_llm_calls={most} is reached"
     wanted = int(tokens * MARGIN) + 1
     limit = ASSUMED_OUTPUT_TOKENS if output is None else output
+    least = max(1, min(LEAST_OUTPUT_TOKENS, limit))
     usage = spent.usage
     if (most := limits.max_input_tokens) is not None and usage.input_tokens + held.input_tokens + wanted > most:
         return f"max_input_tokens={most} leaves no room for a call of {wanted} tokens"
     if (most := limits.max_output_tokens) is not None:
         limit = min(limit, most - usage.output_tokens - held.output_tokens)
-        if limit < min(LEAST_OUTPUT_TOKENS, most):
+        if limit < max(1, min(least, most)):
             return f"max_output_tokens={most} leaves no room for a reply"
     cost = price(wanted, limit) if price is not None else None
     dollars = limits.max_total_cost_usd
@@ -224,7 +259,7 @@ def reserve(
     room = int(min(dollars * MICRO, MOST_MICRO)) - usage.cost_microusd - held.cost_microusd
     if cost > room:
         limit = _affordable(price, wanted, limit, room)
-        if limit < LEAST_OUTPUT_TOKENS:
+        if limit < least:
             return f"max_total_cost_usd={dollars:g} leaves no room for a call of up to ${cost / MICRO:.4f}"
         cost = price(wanted, limit) or 0
     return Reservation(wanted, limit, cost)

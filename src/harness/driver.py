@@ -22,13 +22,15 @@ from harness.hitl.base import Approver
 from harness.inbox import record_of
 from harness.mailbox import Mail
 from harness.mailroom import Mailroom
-from harness.perform import Workbench, admit, call_llm, call_tool
+from harness.perform import Workbench, admit, call_llm, call_tool, cancel_responses
 from harness.records import (
     VERSION,
     ApprovalRequested,
     ApprovalResolved,
     Audited,
     DriverStarted,
+    LLMAccepted,
+    LLMDetached,
     LLMFailed,
     LLMFinished,
     LLMStarted,
@@ -44,7 +46,7 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import RunState, ScopeState, advance, asked_about, open_questions, question_of
-from harness.strategies.base import Ask, Pause, Step, Strategy, Wait
+from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -74,6 +76,8 @@ CLOSE_PROMPT_S = 1.0
 
 _URGENT = (
     DriverStarted,
+    LLMAccepted,
+    LLMDetached,
     ScopeClosed,
     RunFinished,
     RunFailed,
@@ -153,6 +157,7 @@ class Driver:
         self._turns = Turns()
         self._arrived: list[asyncio.Task[Record | None]] = []
         self._wake: asyncio.Future[None] | None = None
+        self._written: list[tuple[int, asyncio.Future[None]]] = []  # calls in flight wait for these records
         self._watchdogs: list[Watchdog] = []  # of calls beside others that have ended, for the next ones
         self._beat: asyncio.TimerHandle | None = None
         self._renewal: asyncio.Task[None] | None = None
@@ -178,6 +183,7 @@ class Driver:
         bench.clock = self.clock
         bench.now = clock_of(self._loop)
         bench.check_owner = self._check_owner
+        bench.write = self._write_now
         bench.wall_end = self._wall_end
         return bench
 
@@ -419,8 +425,29 @@ class Driver:
             raise
         self._durable_seq += len(records)
         self._log.publish(records, at)
+        if self._written:
+            self._tell_written()
         if self._mailroom.taken:
             await self._mailroom.discard_taken()
+
+    async def _write_now(self, record: Record) -> None:
+        """Make a record durable in the middle of a call, which goes on only then."""
+        self._note(record)
+        if not self._tasks:  # the loop itself performs the call, and writes nothing meanwhile
+            await self._commit()
+            return
+        written: asyncio.Future[None] = self._loop.create_future()
+        self._written.append((self.state.seq, written))
+        self._wake_up()
+        await written
+
+    def _tell_written(self) -> None:
+        waiting, self._written = self._written, []
+        for seq, written in waiting:
+            if seq > self._durable_seq:
+                self._written.append((seq, written))
+            elif not written.done():
+                written.set_result(None)
 
     def _perform(self, step: Call, watchdog: Watchdog) -> Coroutine[None, None, Record | None]:
         # Types are compared, since isinstance asks a Struct's metaclass and costs six times as much where it fails.
@@ -468,7 +495,7 @@ class Driver:
         """Wait for calls in flight; note the outcomes of all that have arrived."""
         if not self._tasks:
             raise InternalError(f"run {self.state.run_id!r} at record {self.state.seq} has nothing to do and no end")
-        if not self._arrived:
+        if not self._arrived and not self._written:
             began = monotonic()
             self._wake = self._loop.create_future()
             try:
@@ -522,6 +549,9 @@ class Driver:
                     )
         for start in model_calls:
             error = "the model call did not stop when it was cancelled and was abandoned"
+            if self.state.scopes[start.scope].accepted is not None:
+                self._note(lost(start, self.clock(), error, transient=False))
+                continue
             self._note(
                 LLMFailed(
                     start.step,
@@ -610,6 +640,7 @@ class Driver:
         if record is not None:
             self._note(record)
             await self._commit()
+            await cancel_responses(self.state, lambda scope, purpose: self._bench_of(scope).llm_for(purpose))
         return True
 
     # -- ownership ------------------------------------------------------------------------------

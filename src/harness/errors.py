@@ -51,15 +51,24 @@ class LLMError(HarnessError):
         transient: whether the same call may succeed later.
         retry_after_s: seconds the provider asked us to wait, if it did.
         billed: whether the provider may have worked on the call, and bills it: it is then charged by estimate.
+        response_ended: a response that goes on without a listener has come to its end, or is gone: what is left is to
+            ask anew.
     """
 
     def __init__(
-        self, message: str, *, transient: bool = False, retry_after_s: float | None = None, billed: bool = False
+        self,
+        message: str,
+        *,
+        transient: bool = False,
+        retry_after_s: float | None = None,
+        billed: bool = False,
+        response_ended: bool = False,
     ) -> None:
         super().__init__(message)
         self.transient = transient
         self.retry_after_s = retry_after_s
         self.billed = billed
+        self.response_ended = response_ended
 
 
 class LLMHTTPError(LLMError):

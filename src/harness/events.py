@@ -437,14 +437,17 @@ Event: TypeAlias = (
 
 def _sum(shares: Sequence[r.Share], name: str) -> dict[str, object]:
     total: dict[str, r.Usage] = {}
+    seconds: dict[str, float] = {}
     for share in shares:
         if key := getattr(share, name):
             total[key] = total.get(key, r.Usage()) + share.usage
+            seconds[key] = seconds.get(key, 0.0) + share.active_s
     return {
         key: {
             "cost_usd": usage.cost_usd,
             "tokens": usage.input_tokens + usage.output_tokens,
             "unpriced_calls": usage.unpriced,
+            "elapsed_seconds": round(seconds[key], 4),
         }
         for key, usage in total.items()
     }
@@ -453,7 +456,8 @@ def _sum(shares: Sequence[r.Share], name: str) -> dict[str, object]:
 def budget_payload(spent: r.Spent, shares: Sequence[r.Share] = ()) -> dict[str, object]:
     """Show what was spent as plain data: cost_usd, elapsed_seconds, tokens and their breakdown.
 
-    With shares also ``by_site``, ``by_agent`` and ``by_task``: cost_usd, tokens and unpriced_calls of each.
+    With shares also ``by_site``, ``by_agent`` and ``by_task``: cost_usd, tokens, unpriced_calls and elapsed_seconds (at
+    work; those who work at the same time count each) of each.
     """
     usage = spent.usage
     by: dict[str, object] = {
@@ -591,6 +595,10 @@ def _driver_started(told: Projection, entry: r.Entry, record: r.DriverStarted) -
 
 def _config_differs(told: Projection, entry: r.Entry, record: r.ConfigDiffers) -> Sequence[Event]:
     text = "changed since the run was last driven: " + "; ".join(record.changes)
+    if record.task_limits and told.plan is not None:
+        limits = record.task_limits
+        tasks = [msgspec.structs.replace(task, limits=limits.get(task.id, task.limits)) for task in told.plan.tasks]
+        told.plan = Plan(tasks, told.plan.rationale)
     return (Warned(*_common(told, entry), text=text),)
 
 
@@ -676,6 +684,12 @@ def _llm_failed(told: Projection, entry: r.Entry, record: r.LLMFailed) -> Sequen
     again = "it will be tried again" if record.transient else "it is not tried again"
     of = f" of {record.model}" if record.model else ""
     text = f"model call failed (attempt {record.attempt}{of}): {record.error}; {again}"
+    return (Warned(*_common(told, entry, record.scope), text=text),)
+
+
+def _llm_detached(told: Projection, entry: r.Entry, record: r.LLMDetached) -> Sequence[Event]:
+    later = "again" if record.transient else "when the run is resumed"
+    text = f"the connection to a model call broke: {record.error}; its response goes on, and is taken up {later}"
     return (Warned(*_common(told, entry, record.scope), text=text),)
 
 
@@ -784,7 +798,7 @@ def _run_cancelled(told: Projection, entry: r.Entry, record: r.RunCancelled) -> 
     return (Cancelled(*_common(told, entry), reason=record.reason),)
 
 
-_REMEMBERED = frozenset({r.RunStarted, r.Routed, r.Planned, r.Replanned})
+_REMEMBERED = frozenset({r.RunStarted, r.Routed, r.Planned, r.Replanned, r.ConfigDiffers})
 
 _SHOW = cast(
     "Mapping[type[r.Record], Callable[[Projection, r.Entry, r.Record], Sequence[Event]]]",
@@ -802,6 +816,7 @@ _SHOW = cast(
         r.Synthesised: _synthesised,
         r.LLMFinished: _llm_finished,
         r.LLMFailed: _llm_failed,
+        r.LLMDetached: _llm_detached,
         r.ToolFinished: _tool_finished,
         r.Noted: _noted,
         r.ApprovalRequested: _approval_requested,

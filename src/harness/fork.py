@@ -18,6 +18,8 @@ from harness.records import (
     Entry,
     ForkPoint,
     Guided,
+    LLMAccepted,
+    LLMDetached,
     LLMFailed,
     LLMFinished,
     LLMStarted,
@@ -33,9 +35,10 @@ from harness.records import (
 
 _LEFT_OUT = (
     DriverStarted, RunFailed, RunFinished, RunCancelled, RunParked, Reopened,
-    ApprovalRequested, ApprovalVoided, Audited, CommandRefused,
+    ApprovalRequested, ApprovalVoided, Audited, CommandRefused, LLMAccepted, LLMDetached,
 )  # fmt: skip
-"""What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run."""
+"""What was said of the run it is a copy of, and holds for that one only: a yes is to one exact call of one run, and a
+response at the provider is that run's."""
 
 
 def fork_records(source: str, entries: Sequence[Entry], at: int | None, origin: Origin | None = None) -> list[Record]:
@@ -82,6 +85,8 @@ def _copy(record: Record, not_told: Collection[str]) -> Record | None:
 
     What came of a call in doubt it was told as the call's result, and of limits it is told nothing.
     """
+    if isinstance(record, LLMStarted) and record.response_id:
+        return msgspec.structs.replace(record, response_id="")
     if not isinstance(record, ApprovalResolved):
         return record
     if record.decision != "steer" or record.approval_id in not_told:

@@ -16,14 +16,15 @@ import msgspec
 from harness import host
 from harness.active import ActiveRun
 from harness.approval import Decision, name_of
+from harness.budget import Limits
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
 from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
-from harness.perform import writable
-from harness.plan import Plan
+from harness.perform import cancel_responses, writable
+from harness.plan import Plan, Task
 from harness.raising import overtaken
 from harness.records import (
     VERSION,
@@ -151,7 +152,7 @@ class Launcher:
             state = fold(run_id, entries)
             only, over = _named(state, rest, key), isinstance(entries[-1].record, (RunFinished, RunCancelled))
             if over or (only and only not in state.scopes):
-                return OverRun(state, entries, only)
+                return OverRun(state, entries, only, self._wirings.form_of(state, only))
             if active is not None:
                 return _attach(active, only)
             known = _Known(entries, state)
@@ -233,6 +234,7 @@ class Launcher:
             if state.over is None:
                 cancelled = RunCancelled(reason, state.steps, msgspec.structs.replace(state.spent), mail.id)
                 await store.append(run_id, state.seq, [cancelled], owner=owner)
+                await cancel_responses(state, lambda scope, purpose: self._wirings.of(scope.agent_id).llm_for(purpose))
             await store.discard_mail(run_id, [mail.id for mail in await store.inbox(run_id)])
         finally:
             await store.release(owner)
@@ -324,13 +326,16 @@ class Launcher:
             _check_same(entries, run_id, start)
             if state.over is not None or (only and only not in state.scopes):
                 await store.release(owner)
-                return OverRun(state, entries, only)
+                return OverRun(state, entries, only, self._wirings.form_of(state, only))
             if state.started is None:
                 if start is None:
                     raise RunNotFound(run_id)
                 opening = self._first(start, before)
             else:
-                opening = self._again(state, state.started, strict=strict, announce=announce)
+                opening = [
+                    *self._again(state, state.started, strict=strict, announce=announce),
+                    *self._other_limits(state, start),
+                ]
         except BaseException:
             await store.release(owner)
             raise
@@ -410,6 +415,23 @@ class Launcher:
         if state.failed is not None:
             opening.append(Reopened(state.failed.error))
         return opening
+
+    def _other_limits(self, state: RunState, start: Start | None) -> list[Record]:
+        """Return that tasks have other limits now, where the plan of a run that exists is given with such."""
+        if start is None or start.plan is None or state.plan is None:
+            return []
+        limits: dict[str, Limits | None] = {}
+        for task in start.plan.tasks:
+            now = state.plan.tasks[task.id].task if task.id in state.plan.tasks else task
+            # A planner may have put another task under the same id.
+            same = (now.agent_id, now.instruction) == (task.agent_id, task.instruction)
+            if same and now.limits != task.limits:
+                limits[task.id] = task.limits
+        if not limits:
+            return []
+        changes = tuple(f"the limits of task {task_id!r}" for task_id in limits)
+        fingerprints, others = self._wirings.of(start.agent_id).fingerprints, self._wirings.others(start.agent_id)
+        return [ConfigDiffers(changes, fingerprints, others, limits)]
 
     def _lock(self, run_id: str) -> asyncio.Lock:
         lock = self._starting.get(run_id)
@@ -498,9 +520,13 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
     )  # fmt: skip
     if same and start.plan is not None:
         planned = next((entry.record for entry in entries if isinstance(entry.record, Planned)), None)
-        same = planned is not None and planned.tasks == tuple(start.plan.tasks)
+        same = planned is not None and _without_limits(planned.tasks) == _without_limits(start.plan.tasks)
     if not same:
         raise RunIdTaken(f"run id {run_id!r} names a run with another goal or agent; choose another id or resume it")
+
+
+def _without_limits(tasks: Sequence[Task]) -> list[Task]:
+    return [msgspec.structs.replace(task, limits=None) for task in tasks]
 
 
 def _goal(start: Start) -> str:

@@ -22,23 +22,38 @@ from harness.agent import AgentConfig
 from harness.budget import Usage
 from harness.checkpoint.base import CheckpointStore, is_alive
 from harness.errors import CassetteMismatch, LLMError, LLMRefused, MalformedResponse, ToolError
-from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone, Turn
+from harness.llm.answer import with_answer
+from harness.llm.base import (
+    LLM,
+    LLMDelta,
+    LLMRequest,
+    LLMResponse,
+    ReasoningDelta,
+    Reattaches,
+    ResponseDone,
+    ResponseStarted,
+    TextDelta,
+    Turn,
+)
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import (
     Cut,
     FinishReason,
+    LLMAccepted,
+    LLMDetached,
     LLMFailed,
     LLMFinished,
     LLMPurpose,
     LLMStarted,
+    Record,
     ToolFinished,
     ToolNotDone,
     ToolStarted,
     ToolStatus,
 )
-from harness.state import CallState, ScopeState
+from harness.state import CallState, RunState, ScopeState
 from harness.strategies import prompts
-from harness.strategies.base import RunConfig
+from harness.strategies.base import RunConfig, lost
 from harness.stream import RunLog
 from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, ToolContext, ToolOutput, ToolSpec, Unknown
 from harness.watchdog import INFINITY, Watchdog
@@ -47,12 +62,18 @@ MAX_BACKOFF_S = 60.0
 CLOSE_S = 5.0
 """Seconds a model's stream may take to close."""
 
+CANCEL_S = 5.0
+"""Seconds the provider may take to stop a response."""
 
 logger = logging.getLogger("harness")
 
 
 async def _nothing() -> None:
     """Do nothing."""
+
+
+async def _forget(_record: Record) -> None:
+    """Write nothing down."""
 
 
 @dataclass(slots=True)
@@ -69,10 +90,11 @@ class Workbench:
         store: where large results go.
         log: who watches.
         deps: the user's own object, for tools.
-        clock: seconds the run has been driven; the driver sets this and the next three.
+        clock: seconds the run has been driven; the driver sets this and the next four.
         now: the loop's clock.
         wall_end: when the wall-clock limit is over, on the loop's clock.
         check_owner: raises OwnershipLost where the lease is over and lost.
+        write: makes a record durable in the middle of a call.
         admitted: validated arguments of calls that were not started yet.
         agent: the agent at work.
         specs: the tools as the model is told of them.
@@ -91,6 +113,7 @@ class Workbench:
     now: Callable[[], float] = float
     wall_end: float = INFINITY
     check_owner: Callable[[], Awaitable[None]] = _nothing
+    write: Callable[[Record], Awaitable[None]] = _forget
     admitted: dict[CallState, Mapping[str, object]] = field(default_factory=dict[CallState, Mapping[str, object]])
     agent: AgentConfig = field(init=False)
     specs: Sequence[ToolSpec] = field(init=False)
@@ -98,6 +121,8 @@ class Workbench:
     def __post_init__(self) -> None:
         self.agent = self.config.agent
         self.specs = tuple(self.config.tools.values())
+        if self.config.answer is not None:
+            self.specs = (*self.specs, self.config.answer.tool)
 
     def llm_for(self, purpose: LLMPurpose) -> LLM:
         """Return the model that is asked for a purpose."""
@@ -117,21 +142,28 @@ def backoff_s(attempt: int, asked_s: float | None) -> float:
 
 async def call_llm(
     bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog, turn: Turn | None = None
-) -> LLMFinished | LLMFailed:
-    """Make one model call, in its turn where it has one, and return what came of it."""
+) -> LLMFinished | LLMFailed | LLMDetached:
+    """Make one model call, in its turn where it has one, or go on listening to one; return what came of it."""
+    is_step, accepted = start.purpose == "step", start.response_id
     if bench.now() >= bench.wall_end:
-        return LLMFailed(
+        kind = LLMDetached if accepted else LLMFailed
+        return kind(
             start.step, bench.clock(), "the wall-clock limit is over", True, start.scope, start.attempt, start.purpose
         )
     request = build_request(bench, scope, start)
     log = bench.log
     response: LLMResponse | None = None
-    shown, heard, is_step = False, False, start.purpose == "step"
+    shown = heard = writing = False
     settings = request.settings
+    llm = bench.llm_for(start.purpose)
+    if accepted:
+        if why := _cannot_take_up(llm, scope):
+            return lost(start, bench.clock(), why)
+        request = msgspec.structs.replace(request, reattach=accepted)
     stream: AsyncIterator[LLMDelta] | None = None
     try:
-        stream = (bench.llm_for(start.purpose) if turn is None else turn).stream(request)
-        watchdog.start(
+        stream = (llm if turn is None else turn).stream(request)
+        deadline = watchdog.start(
             settings.call_timeout_s,
             silence_s=settings.silence_timeout_s,
             first_s=settings.first_byte_timeout_s,
@@ -139,9 +171,18 @@ async def call_llm(
         )
         async for delta in stream:
             watchdog.seen = heard = True
-            if type(delta) is ResponseDone:
-                response = delta.response
-                break
+            if type(delta) is not TextDelta:  # most are
+                if type(delta) is ResponseDone:
+                    response = delta.response
+                    break
+                if type(delta) is ResponseStarted:
+                    if not accepted and isinstance(llm, Reattaches):
+                        accepted, writing = writable(delta.response_id), True
+                        watchdog.stop()  # it must not cut a record in two
+                        await bench.write(_accepted(start, accepted, llm))
+                        watchdog.start(deadline - bench.now(), silence_s=settings.silence_timeout_s)
+                        writing = False
+                    continue
             if is_step and log.wants_tokens:
                 shown = True
                 log.delta(start.scope, delta.text, type(delta) is ReasoningDelta)
@@ -149,15 +190,71 @@ async def call_llm(
             raise MalformedResponse("the reply ended before it was complete", transient=True)
         outcome = _llm_outcome(bench, start, response)
     except BaseException as error:
-        failed = _llm_failure(bench, start, watchdog, error, answered=shown or heard)
+        failed = None
+        if not writing:  # what the store raises is not the model's
+            answered = shown or heard or accepted != ""
+            failed = _llm_failure(bench, start, watchdog, error, answered=answered, tried=scope.failures + 1)
         if shown:
             log.discard(start.scope, scope.agent_id, failed.error if failed else "interrupted")
         await _close(stream, watchdog)
         if failed is None:
             raise
-        return failed
+        return _detached(failed) if accepted and _goes_on(failed, error) else failed
     await _close(stream, watchdog)
     return outcome
+
+
+def _cannot_take_up(llm: LLM, scope: ScopeState) -> str:
+    """Say why a model cannot go on listening to the call a scope has open; empty where it can."""
+    accepted = scope.accepted
+    if accepted is None or (isinstance(llm, Reattaches) and llm.provider == accepted.provider):
+        return ""
+    return f"its response is at {accepted.provider!r}, and {llm.provider}:{llm.name} cannot take it up"
+
+
+def _accepted(start: LLMStarted, response_id: str, llm: Reattaches) -> LLMAccepted:
+    return LLMAccepted(start.step, response_id, llm.provider, start.scope, start.attempt, start.purpose)
+
+
+def _goes_on(failed: LLMFailed, error: BaseException) -> bool:
+    """Say whether it was the connection that failed, or our patience, and not the response at the provider."""
+    if isinstance(error, asyncio.CancelledError):
+        return failed.transient  # a deadline; a call that cancels itself is a defect of the model object
+    return isinstance(error, LLMError) and not error.response_ended
+
+
+def _detached(failed: LLMFailed) -> LLMDetached:
+    return LLMDetached(
+        failed.step,
+        failed.clock_s,
+        failed.error,
+        failed.transient,
+        failed.scope,
+        failed.attempt,
+        failed.purpose,
+        failed.retry_in_s,
+    )
+
+
+async def cancel_responses(run: RunState, model_of: Callable[[ScopeState, LLMPurpose], LLM]) -> None:
+    """Have the provider stop what it still answers for a run that is over, as far as that can be done.
+
+    Args:
+        run: the run, folded.
+        model_of: the model that a scope asks for something; raises ConfigError where it cannot be had.
+    """
+    for scope in run.scopes.values():
+        accepted = scope.accepted
+        if accepted is None:
+            continue
+        try:
+            llm = model_of(scope, accepted.purpose)
+            if isinstance(llm, Reattaches) and llm.provider == accepted.provider:
+                async with asyncio.timeout(CANCEL_S):
+                    await llm.cancel_response(accepted.response_id)
+        except Exception as error:  # the run is over all the same, and the response comes to its end by itself
+            told = described(error)
+            logger.warning("run %r: response %r was not cancelled: %s", run.run_id, accepted.response_id, told)
 
 
 def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLMRequest:
@@ -166,6 +263,8 @@ def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLM
     if start.max_output:
         settings = msgspec.structs.replace(settings, max_output_tokens=start.max_output)
     if start.purpose == "step":
+        if (form := bench.config.answer) is not None:
+            return LLMRequest(agent.system_prompt, scope.view(), bench.specs, settings, answer_tool=form.tool.name)
         return LLMRequest(agent.system_prompt, scope.view(), bench.specs, settings, agent.confidence_from_llm)
     if start.purpose == "compaction":
         text = working_memory.transcript(scope, start.upto)
@@ -176,6 +275,8 @@ def build_request(bench: Workbench, scope: ScopeState, start: LLMStarted) -> LLM
 
 def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> LLMFinished:
     """Write down a reply. A model object may be anybody's: raises where the journal could not be read back."""
+    if (form := bench.config.answer) is not None and start.purpose == "step":
+        response = with_answer(response, form)
     parts = tuple([_clean(part) for part in response.parts])
     if response.finish not in _FINISHES:
         raise ValueError(f"its finish reason must be one of {', '.join(_FINISHES)}, not {response.finish!r}")
@@ -238,7 +339,7 @@ def _sure(confidence: object) -> float | None:
 
 
 def _llm_failure(
-    bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException, *, answered: bool
+    bench: Workbench, start: LLMStarted, watchdog: Watchdog, error: BaseException, *, answered: bool, tried: int
 ) -> LLMFailed | None:
     """Turn an exception into a failed attempt, or return None where it is not the model's.
 
@@ -248,6 +349,7 @@ def _llm_failure(
         watchdog: its deadlines.
         error: what was raised.
         answered: the model had begun to answer, and is paid for that.
+        tried: how often the answer was listened for in vain, this time included.
     """
     asked: float | None = None
     refused, heard = False, answered
@@ -268,7 +370,7 @@ def _llm_failure(
         refused = isinstance(error, LLMRefused)
         answered = answered or (isinstance(error, LLMError) and error.billed)
         text = str(error) if isinstance(error, LLMError) else described(error)
-    retry_in_s = backoff_s(start.attempt, asked) if transient else 0.0
+    retry_in_s = backoff_s(tried, asked) if transient else 0.0
     return LLMFailed(
         start.step,
         bench.clock(),

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
+from harness.budget import Limits
 from harness.errors import PlanError
 
 OnFailure: TypeAlias = Literal["retry", "skip", "replan", "abort"]
@@ -35,6 +36,8 @@ class Task(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         depends_on: ids of the tasks that must be done before it starts.
         on_failure: what its failure leads to; see ``OnFailure``.
         max_retries: attempts after the first, with ``on_failure="retry"``.
+        limits: what all its attempts may use, with all work that is delegated for it; None limits it no further than
+            the run is.
 
     >>> Task("t1", "reader", "Read the log.").on_failure
     'replan'
@@ -46,6 +49,7 @@ class Task(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     depends_on: tuple[str, ...] = ()
     on_failure: OnFailure = "replan"
     max_retries: int = 1
+    limits: Limits | None = None
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
@@ -120,6 +124,8 @@ def _problems_of(task: Task, valid: set[str]) -> Iterable[str]:
         yield f"on_failure of task {task.id!r} must be one of {', '.join(get_args(OnFailure))}, not {task.on_failure!r}"
     if not isinstance(task.max_retries, int) or task.max_retries < 0:  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         yield f"max_retries of task {task.id!r} must be a whole number of 0 or more, not {task.max_retries!r}"
+    if task.limits is not None and type(task.limits) is not Limits:
+        yield f"limits of task {task.id!r} must be Limits(...), not {type(task.limits).__name__}"
     for need in task.depends_on:
         if need == task.id:
             yield f"task {task.id!r} depends on itself"

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, cast
 
 import msgspec
 
-from harness.budget import Reservation, Spent, Usage
+from harness.budget import Limits, Reservation, Spent, Usage
 from harness.errors import CheckpointCorrupt, RecordTooNew
 from harness.messages import Image, Message, Part
 from harness.plan import Task
@@ -193,12 +193,17 @@ class DriverStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaul
     process: ProcessId
 
 
-class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True):
-    """A resume found a configuration other than the last one, and goes on with the new one."""
+class ConfigDiffers(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """A resume found a configuration other than the last one, and goes on with the new one.
+
+    Attributes:
+        task_limits: limits of tasks of the plan in force that are others now, by id; None for none of its own.
+    """
 
     changes: tuple[str, ...]
     fingerprints: Fingerprints
     agents: dict[str, Fingerprints] = {}
+    task_limits: dict[str, Limits | None] = {}
 
 
 class Dispatched(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -339,6 +344,7 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
         max_output: tokens the reply may have at the most, where that was lowered to make the call fit; 0 otherwise.
         priced: whether the reservation's cost is known.
         model: which model is asked, where the agent's model is made of several; empty otherwise.
+        response_id: the response that is taken up again: nothing is bought, and the attempt is the one that did.
     """
 
     step: int
@@ -351,6 +357,44 @@ class LLMStarted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=
     max_output: int = 0
     priced: bool = False
     model: str = ""
+    response_id: str = ""
+
+
+class LLMAccepted(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """The provider has taken a model call and answers it whether or not anybody listens.
+
+    Written before the answer is read on, so that whoever drives the run next takes the response up, and buys no other.
+
+    Attributes:
+        response_id: names the response at the provider.
+        provider: whose response it is; nobody else is asked for it.
+    """
+
+    step: int
+    response_id: str
+    provider: str
+    scope: str = ""
+    attempt: int = 1
+    purpose: LLMPurpose = "step"
+
+
+class LLMDetached(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
+    """Nobody listens to an accepted call any more. It has no outcome yet, and what it may cost stays held.
+
+    Attributes:
+        error: what went wrong.
+        transient: whether the response can be taken up again soon; otherwise when the run is resumed.
+        retry_in_s: seconds to wait before that.
+    """
+
+    step: int
+    clock_s: float
+    error: str
+    transient: bool
+    scope: str = ""
+    attempt: int = 1
+    purpose: LLMPurpose = "step"
+    retry_in_s: float = 0.0
 
 
 class LLMFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -613,12 +657,15 @@ class Share(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
     Attributes:
         site: ``agent``, ``summariser``, ``classifier``, ``router``, ``planner`` or ``synthesiser``.
+        active_s: seconds at work: an agent's with its model and its tools, not waiting for work it has delegated; of
+            another site its model calls. Work at the same time counts for each that does it.
     """
 
     site: Site
     usage: Usage
     agent_id: str = ""
     task_id: str = ""
+    active_s: float = 0.0
 
 
 class RunFinished(msgspec.Struct, frozen=True, gc=False, tag=True, omit_defaults=True):
@@ -701,6 +748,8 @@ Record: TypeAlias = (
     | TaskSkipped
     | Synthesised
     | LLMStarted
+    | LLMAccepted
+    | LLMDetached
     | LLMFinished
     | LLMFailed
     | ToolStarted

@@ -12,6 +12,7 @@ from harness.errors import ConfigError, nearest
 from harness.llm.base import LLM
 from harness.records import Fingerprints
 from harness.tools import as_tool, definition_hash
+from harness.tools.answer import AnswerForm
 from harness.tools.base import Tool, ToolSpec
 
 
@@ -122,11 +123,13 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-_NOT_SETTINGS = frozenset({"agent_id", "system_prompt", "llm", "token_counter"})
+_NOT_SETTINGS = frozenset({"agent_id", "system_prompt", "llm", "token_counter", "limits", "output"})
 
 
-def fingerprints(agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM) -> Fingerprints:
-    """Digest what a run is configured with."""
+def fingerprints(
+    agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM, form: AnswerForm | None = None
+) -> Fingerprints:
+    """Digest what a run is configured with. A type of answers counts by its schema, as the tool they are given by."""
     # Only what differs from the defaults, so that a setting a later release adds changes no digest.
     defaults = AgentConfig(agent.agent_id)
     settings = [
@@ -138,7 +141,7 @@ def fingerprints(agent: AgentConfig, specs: Mapping[str, ToolSpec], llm: LLM) ->
         agent=_digest(settings),
         prompt=_digest(agent.system_prompt),
         llm=f"{llm.provider}:{llm.name}",
-        tools={name: definition_hash(spec) for name, spec in specs.items()},
+        tools={spec.name: definition_hash(spec) for spec in (*specs.values(), *([form.tool] if form else []))},
     )
 
 

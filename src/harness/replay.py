@@ -51,7 +51,7 @@ def spans(entries: Sequence[r.Entry]) -> Iterator[float]:
     for entry in entries:
         record = entry.record
         match record:
-            case r.LLMFinished() | r.LLMFailed() | r.ToolFinished() | r.ToolNotDone():
+            case r.LLMFinished() | r.LLMFailed() | r.LLMDetached() | r.ToolFinished() | r.ToolNotDone():
                 at = record.clock_s
             case r.RunFinished() | r.RunFailed() | r.RunCancelled() | r.RunParked():
                 at = record.spent.active_s

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar, cast
 
 from harness.budget import Spent, total
+from harness.errors import ConfigError
 from harness.events import budget_payload
 from harness.keys import place_of
 from harness.records import (
@@ -20,6 +21,10 @@ from harness.records import (
     TaskResult,
 )
 from harness.state import RunState, open_questions, shares
+from harness.tools.answer import AnswerForm, BadAnswer, answer_form
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,11 +32,13 @@ class _Result(Mapping[str, object]):
     """What every result has. It is also a read-only mapping of its own fields and of ``budget``.
 
     ``task_results`` (by task id), ``conflicts``, ``unknowns`` and ``replan_count`` are those of a run with a plan.
+    ``output`` is the answer as an object, where the agent has ``AgentConfig(output=...)``; ``answer`` is its JSON then.
     """
 
     run_id: str
     agent_id: str
     answer: str = ""
+    output: object = None
     confidence: float = 0.0
     steps: int = 0
     spent: Spent = field(default_factory=Spent)
@@ -59,6 +66,27 @@ class _Result(Mapping[str, object]):
         """Counts beside the answer: summarizations."""
         return {"summarizations": self.summarizations}
 
+    def output_as(self, kind: type[T], *, task_id: str = "") -> T:
+        """Return the answer as an object of a type, checked anew: for type checkers, and for the tasks of a plan.
+
+        Args:
+            kind: the type.
+            task_id: takes the answer of this task.
+
+        Raises:
+            ConfigError: there is no such answer, or it is none of that type.
+        """
+        answer, whose = self.answer, f"the answer of run {self.run_id!r}"
+        if task_id:
+            if task_id not in self.task_results:
+                raise ConfigError(f"run {self.run_id!r} has no result of a task {task_id!r}")
+            answer, whose = self.task_results[task_id].answer, f"the answer of task {task_id!r}"
+        try:
+            value = answer_form(kind, "output_as()").read(answer)
+        except BadAnswer as error:
+            raise ConfigError(f"{whose} is no {getattr(kind, '__name__', kind)}: {error}") from None
+        return cast("T", value)  # what was validated by a type is of that type
+
     def __getitem__(self, key: str) -> object:
         if key in _KEYS:
             return getattr(self, key)
@@ -72,8 +100,8 @@ class _Result(Mapping[str, object]):
 
 
 _KEYS = (
-    "run_id", "agent_id", "success", "answer", "confidence", "steps", "error", "budget", "metadata", "task_results",
-    "conflicts", "unknowns", "replan_count", "trace",
+    "run_id", "agent_id", "success", "answer", "output", "confidence", "steps", "error", "budget", "metadata",
+    "task_results", "conflicts", "unknowns", "replan_count", "trace",
 )  # fmt: skip
 
 
@@ -158,6 +186,16 @@ def result_of(state: RunState, trace: Sequence[Entry]) -> RunResult | None:
         unknowns=final.unknowns,
         replan_count=final.replan_count,
     )
+
+
+def with_output(result: R, form: AnswerForm | None) -> R:
+    """Return a result with the answer as an object; with the reason as ``error`` where it fits the type no more."""
+    if form is None or not isinstance(result, Finished):
+        return result
+    try:
+        return replace(result, output=form.read(result.answer))
+    except BadAnswer as error:
+        return replace(result, error=f"the answer does not fit the output type as it is now: {error}")
 
 
 def _so_far(state: RunState) -> Iterator[TaskResult]:

@@ -12,9 +12,10 @@ from harness.active import ActiveRun
 from harness.errors import ConfigError, RunStopped
 from harness.events import Event
 from harness.records import Entry, Record, RunCancelled, RunFinished, ScopeClosed
-from harness.result import RunResult, result_of, result_of_task
+from harness.result import RunResult, result_of, result_of_task, with_output
 from harness.state import RunState
 from harness.stream import RunLog, Viewer
+from harness.tools.answer import AnswerForm
 
 
 class OverRun:
@@ -24,10 +25,11 @@ class OverRun:
         state: the folded journal.
         entries: the journal.
         task: the scope of the task it is about; empty for the run.
+        form: the form its answer must have; None takes any text.
     """
 
-    def __init__(self, state: RunState, entries: list[Entry], task: str = "") -> None:
-        result = result_of_task(state, task, entries) if task else result_of(state, entries)
+    def __init__(self, state: RunState, entries: list[Entry], task: str = "", form: AnswerForm | None = None) -> None:
+        result = with_output(result_of_task(state, task, entries) if task else result_of(state, entries), form)
         assert result is not None  # made of what has ended only
         self._result = result
         places = range(len(entries) - 1, -1, -1)

@@ -14,7 +14,7 @@ from harness.approval import Decision, Gate
 from harness.budget import GuardrailConfig
 from harness.checkpoint.base import LEASE_S, CheckpointStore, RunQuery, RunSummary
 from harness.errors import ConfigError, HarnessError, LLMError, OwnershipLost, PlanError
-from harness.hitl.base import Approver
+from harness.hitl.base import Approver, Callback
 from harness.keys import join_key
 from harness.launch import Launcher, Start, Stores, hint
 from harness.plan import Plan
@@ -81,7 +81,7 @@ class AgentRuntime:
         guardrail_config: GuardrailConfig | None = None,
         checkpoint_store: CheckpointStore | None = None,
         llm_by_site: Mapping[Site, object] | None = None,
-        approver: Approver | None = None,
+        approver: Approver | Callback | None = None,
         policy: Policy | Gate | None = None,
         approve_plans: bool = False,
         answer_within_s: float | None = None,

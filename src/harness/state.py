@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias, cast
 import msgspec
 
 from harness import records as r
-from harness.budget import Held, Spent, Usage, total
+from harness.budget import Account, Held, Reservation, Spent, Usage, total
 from harness.keys import place_of
 from harness.messages import Message, MessageView, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
@@ -21,6 +21,9 @@ Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused",
 
 TaskStatus: TypeAlias = Literal["waiting", "running", "ended", "skipped"]
 """Where a task is. What an ended one's outcome means is the strategy's to say."""
+
+Owner: TypeAlias = tuple[Literal["agent", "task"], str]
+"""Who has limits of its own: an agent, over all its work in the run; a task, with all that is delegated for it."""
 
 
 class CallState(msgspec.Struct, eq=False, gc=False):
@@ -191,7 +194,9 @@ class ScopeState:
         step: the step the scope is in, from 1.
         step_base: the step the limits count from; moves when a failed run is reopened.
         phase: what the scope waits for.
-        llm: the model call in flight in this epoch.
+        llm: the model call that has no outcome: in flight, or detached.
+        accepted: the provider's word that it goes on with that call whether or not anybody listens.
+        detached: why nobody does; None where the call is in flight.
         failure: the last failed attempt at the next model call.
         failures: failed attempts at the next model call in this epoch or since it was reopened.
         pausing, waited: the pause after a failed attempt is running, is over (never journaled).
@@ -206,22 +211,33 @@ class ScopeState:
         passes: compactions since the last step.
         compaction_failed: the last compaction could not be had.
         last_text: the last text the model gave: the best partial answer.
+        began_s: when its agent began, on the run's clock.
+        away_s: seconds since then that count as somebody else's: those of helpers, and of summaries.
+        helpers: pieces of work it has delegated that are not done.
+        helped_since_s, asked_since_s: when the first of these began; when it last asked for a word or a summary.
         tainted: something untrusted has reached the model; that never ends.
     """
 
     __slots__ = (
+        "accepted",
         "agent_id",
         "answer",
         "asked",
+        "asked_since_s",
         "asking",
+        "away_s",
+        "began_s",
         "calibration",
         "calls",
         "compaction_failed",
+        "detached",
         "exchange",
         "failure",
         "failures",
         "goal",
         "guidance",
+        "helped_since_s",
+        "helpers",
         "history",
         "last_text",
         "llm",
@@ -289,6 +305,8 @@ class ScopeState:
         self.step_base = 0
         self.phase: Phase = "model"
         self.llm: r.LLMStarted | None = None
+        self.accepted: r.LLMAccepted | None = None
+        self.detached: r.LLMDetached | None = None
         self.failure: r.LLMFailed | None = None
         self.failures = 0
         self.pausing = False
@@ -304,6 +322,8 @@ class ScopeState:
         self.passes = 0
         self.compaction_failed = False
         self.last_text = ""
+        self.began_s = self.away_s = self.helped_since_s = self.asked_since_s = 0.0
+        self.helpers = 0
 
     def _remember(self, before: r.Continued) -> None:
         """Put an earlier conversation before the goal. Its first message stays for good, as a first goal does."""
@@ -378,6 +398,8 @@ class RunState:
         spent: what this run used itself; ``inherited`` is what a fork's copied records had used.
         ledger: the one of these two that the next record counts in.
         charges: what each call used, by call site, agent and task; what a fork's copied records had used is left out.
+        seconds: how long each site, agent and task was at work, as far as that has ended.
+        accounts: what each agent and each task that has limits of its own has used and holds.
         reserved: the worst case of the model calls in flight.
         in_flight: calls that were started in this epoch and have no outcome.
         questions: scope and position of the call each question is about, by its id; the position is -1 for a plan,
@@ -400,6 +422,7 @@ class RunState:
 
     __slots__ = (
         "aborted",
+        "accounts",
         "agents",
         "allowed",
         "audit",
@@ -423,6 +446,7 @@ class RunState:
         "reserved",
         "run_id",
         "scopes",
+        "seconds",
         "seq",
         "spent",
         "started",
@@ -432,8 +456,9 @@ class RunState:
         "uses",
     )
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, limited: Iterable[str] = ()) -> None:
         self.run_id = run_id
+        self.accounts: dict[Owner, Account] = {("agent", agent_id): Account() for agent_id in limited}
         self.seq = 0
         self.epoch = 0
         self.process: r.ProcessId | None = None
@@ -447,6 +472,7 @@ class RunState:
         self.inherited = Spent()
         self.ledger = self.spent
         self.charges: dict[tuple[r.Site, str, str], list[Usage]] = {}
+        self.seconds: dict[tuple[r.Site, str, str], float] = {}
         self.reserved = Held()
         self.in_flight = 0
         self.questions: dict[str, tuple[str, int]] = {}
@@ -498,21 +524,38 @@ def open_questions(state: RunState) -> list[r.ApprovalRequested]:
 
 def shares(run: RunState) -> tuple[r.Share, ...]:
     """Return what was used so far, by call site, agent and task."""
+    seconds = dict(run.seconds)
+    for scope in run.scopes.values():
+        if scope.agent_id:
+            seconds[scope.share] = seconds.get(scope.share, 0.0) + _at_work_s(run, scope)
     return tuple(
-        r.Share(site, total(charges), agent_id, task_id)
-        for (site, agent_id, task_id), charges in run.charges.items()
-    )  # fmt: skip
+        r.Share(key[0], total(run.charges.get(key, ())), key[1], key[2], round(seconds.get(key, 0.0), 4))
+        for key in dict.fromkeys((*run.charges, *seconds))
+    )
 
 
-def fold(run_id: str, entries: Iterable[r.Entry]) -> RunState:
-    """Fold a journal from its first entry. Total: a prefix of a valid journal is valid."""
-    state = RunState(run_id)
+def _at_work_s(state: RunState, scope: ScopeState) -> float:
+    """Return for how long a scope's agent has been at work."""
+    now = state.ledger.active_s
+    away_s = scope.away_s + (now - scope.helped_since_s if scope.helpers else 0.0)
+    return max(0.0, now - scope.began_s - away_s)
+
+
+def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[str] = ()) -> RunState:
+    """Fold a journal from its first entry. Total: a prefix of a valid journal is valid.
+
+    Args:
+        run_id: the run.
+        entries: its journal.
+        limited: agents with limits of their own, whose use is counted apart.
+    """
+    state = RunState(run_id, limited)
     for entry in entries:  # what ``apply`` does, without a call for each
         state.seq += 1
         record = entry.record
         _APPLY[type(record)](state, record, entry.at)
         if state.seq == state.copied:
-            state.ledger = state.spent
+            _begin_ledger(state)
     return state
 
 
@@ -520,7 +563,15 @@ def apply(state: RunState, record: r.Record, at: float) -> None:
     """Fold one more record. ``at`` is when it was appended, seconds since the epoch."""
     advance(state, record, at)
     if state.seq == state.copied:
-        state.ledger = state.spent
+        _begin_ledger(state)
+
+
+def _begin_ledger(state: RunState) -> None:
+    """Count from here what a fork uses itself."""
+    state.ledger = state.spent
+    state.seconds = {}
+    for scope in state.scopes.values():
+        scope.began_s = scope.away_s = scope.helped_since_s = 0.0
 
 
 def advance(state: RunState, record: r.Record, at: float) -> None:
@@ -565,23 +616,45 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
     state.parked = None
     state.ended = state.failed is not None
     state.reserved = Held()
+    for account in state.accounts.values():
+        account.held = Held()
     state.raising.asking = False
     _look_at_clock(state, at)
     for scope in state.scopes.values():
-        if (cut := scope.llm) is not None and cut.reserved.input_tokens:
-            # Its process is dead, and what the provider made of it is not known: the worst is assumed.
-            _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
-        scope.llm = None
+        cut = scope.llm
+        if cut is not None and scope.accepted is not None:
+            # The provider goes on with it: it stays what it was, and its worst case held.
+            scope.detached = r.LLMDetached(
+                cut.step, 0.0, "its process ended", True, cut.scope, cut.attempt, cut.purpose
+            )  # fmt: skip
+            held, wanted = state.reserved, cut.reserved
+            held.input_tokens += wanted.input_tokens
+            held.output_tokens += wanted.output_tokens
+            held.cost_microusd += wanted.cost_microusd
+            _hold(state, scope, wanted, 1)
+        else:
+            if cut is not None and cut.reserved.input_tokens:
+                # Its process is dead, and what the provider made of it is not known: the worst is assumed.
+                _charge(state, scope, cut.purpose, cut.reserved.as_usage(priced=cut.priced), estimated=True)
+            scope.llm = None
         scope.pausing = scope.waited = scope.asking = False
         for call in scope.calls:
             call.asking = False
-        if scope.guidance and scope.strategy == "react" and scope.phase == "model":
+        if scope.guidance and scope.strategy == "react" and scope.phase == "model" and scope.llm is None:
             _guide(scope)  # it came while the model was asked, and that call was cut
 
 
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
     state.fingerprints = record.fingerprints
     state.agents = record.agents
+    tasks = state.plan.tasks if state.plan is not None else {}
+    for task_id, limits in record.task_limits.items():
+        if task_id not in tasks:
+            continue
+        tasks[task_id].task = msgspec.structs.replace(tasks[task_id].task, limits=limits)
+        if limits is not None and ("task", task_id) not in state.accounts:
+            charges = [usage for key, charged in state.charges.items() if key[2] == task_id for usage in charged]
+            state.accounts["task", task_id] = Account(Spent(total(charges), len(charges)))
 
 
 def _dispatched(state: RunState, record: r.Dispatched, _at: float) -> None:
@@ -594,12 +667,14 @@ def _routed(state: RunState, record: r.Routed, _at: float) -> None:
     scope = state.scopes[record.scope]
     strategy: r.StrategyName = "pick" if scope.strategy == "pick" else "react"
     scope.begin(scope.goal, record.tokens, agent_id=record.agent_id, strategy=strategy)
+    scope.began_s = state.ledger.active_s
     _guide(scope)
 
 
 def _planned(state: RunState, record: r.Planned, _at: float) -> None:
     scope = state.scopes[record.scope]
     tasks = {task.id: TaskState(task) for task in record.tasks}
+    _limit(state, record.tasks)
     begun = scope.plan.begun if scope.plan is not None else {}
     scope.plan = PlanState(tasks, record.rationale, begun)
     scope.plan.tally()
@@ -617,6 +692,7 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
         if needs != task.task.depends_on:
             task.task = msgspec.structs.replace(task.task, depends_on=needs)
     plan.tasks = kept | {task.id: TaskState(task) for task in record.tasks}
+    _limit(state, record.tasks)
     plan.rationale = record.rationale
     plan.replans = record.count
     plan.tally()
@@ -627,12 +703,18 @@ def _replanned(state: RunState, record: r.Replanned, _at: float) -> None:
 
 def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     child = ScopeState(record.child, record.goal, record.tokens, agent_id=record.agent_id, strategy="react")
+    child.began_s = state.ledger.active_s
     state.scopes[record.child] = child
     parent = state.scopes[record.scope]
     child.tainted = parent.tainted
     if not record.task_id:
+        if not parent.helpers:
+            parent.helped_since_s = child.began_s
+        parent.helpers += 1
         parent.calls[record.index].child = record.child
         state.ledger.tool_calls += 1
+        if state.accounts:
+            _count_tool_call(state, parent)
         return
     plan = _plan_of(parent)
     task = plan.tasks[record.task_id]
@@ -653,7 +735,11 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
 def _scope_closed(state: RunState, record: r.ScopeClosed, _at: float) -> None:
     child = state.scopes.pop(record.child)
     parent = state.scopes[record.scope]
+    state.seconds[child.share] = state.seconds.get(child.share, 0.0) + _at_work_s(state, child)
     if parent.plan is None:
+        parent.helpers -= 1
+        if not parent.helpers:
+            parent.away_s += state.ledger.active_s - parent.helped_since_s
         for call in parent.calls:
             if call.child == record.child:
                 call.closed = record
@@ -683,6 +769,34 @@ def _synthesised(state: RunState, record: r.Synthesised, _at: float) -> None:
     _settled(scope)
 
 
+def _limit(state: RunState, tasks: Iterable[Task]) -> None:
+    """Count apart what tasks with limits of their own use."""
+    for task in tasks:
+        if task.limits is not None:
+            state.accounts["task", task.id] = Account()
+
+
+def _accounts_of(state: RunState, scope: ScopeState) -> Iterable[Account]:
+    """Yield the accounts that what a scope uses is charged to. What a fork has copied is charged to none."""
+    owners: tuple[Owner, Owner] = ("agent", scope.agent_id), ("task", scope.place.task_id)
+    for owner in owners if state.ledger is state.spent else ():
+        if (account := state.accounts.get(owner)) is not None:
+            yield account
+
+
+def _count_tool_call(state: RunState, scope: ScopeState) -> None:
+    for account in _accounts_of(state, scope):
+        account.spent.tool_calls += 1
+
+
+def _hold(state: RunState, scope: ScopeState, held: Reservation, sign: int) -> None:
+    """Hold the worst case of a call against its agent's and its task's limits; let go of it with a sign of -1."""
+    for account in _accounts_of(state, scope):
+        account.held.input_tokens += sign * held.input_tokens
+        account.held.output_tokens += sign * held.output_tokens
+        account.held.cost_microusd += sign * held.cost_microusd
+
+
 def _plan_of(scope: ScopeState) -> PlanState:
     assert scope.plan is not None  # a plan comes before everything that names a task
     return scope.plan
@@ -702,17 +816,42 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     scope = state.scopes[record.scope]
     scope.llm = record
     scope.waited = False
+    state.in_flight += 1
+    if record.response_id:
+        scope.detached = None
+        return  # it was counted when it was bought, and its worst case is held
     if record.attempt == 1:
         scope.failure = None
         scope.failures = 0
     state.ledger.llm_calls += 1
-    state.in_flight += 1
     held, wanted = state.reserved, record.reserved
     held.input_tokens += wanted.input_tokens
     held.output_tokens += wanted.output_tokens
     held.cost_microusd += wanted.cost_microusd
+    if state.accounts:
+        _hold(state, scope, wanted, 1)
+        for account in _accounts_of(state, scope):
+            account.spent.llm_calls += 1
+    if record.purpose == "step":
+        return
+    scope.asked_since_s = state.ledger.active_s
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
+
+
+def _llm_accepted(state: RunState, record: r.LLMAccepted, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    if scope.llm is not None:
+        scope.accepted = record
+
+
+def _llm_detached(state: RunState, record: r.LLMDetached, _at: float) -> None:
+    scope = state.scopes[record.scope]
+    _clock(state.ledger, record.clock_s)
+    if scope.accepted is not None and scope.detached is None:
+        scope.detached = record
+        scope.failures += 1
+        state.in_flight -= 1
 
 
 def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
@@ -726,6 +865,8 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
         scope.compaction_failed = True
     spent = state.ledger
     _clock(spent, record.clock_s)
+    if record.purpose != "step":
+        _count_seconds(state, scope, record.purpose)
     if record.usage != _NO_USAGE:
         _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
@@ -737,14 +878,16 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     scope.failures = 0
     _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
     _clock(state.ledger, record.clock_s)
-    if record.purpose == "compaction":
-        state.summarizations += 1
-        scope.passes += 1
-        if started is not None:
-            text = "".join(part.text for part in record.parts if isinstance(part, Text))
-            _compact(scope, started.upto, text, record.tokens)
-        _guide(scope)
-        return
+    if record.purpose != "step":
+        _count_seconds(state, scope, record.purpose)
+        if record.purpose == "compaction":
+            state.summarizations += 1
+            scope.passes += 1
+            if started is not None:
+                text = "".join(part.text for part in record.parts if isinstance(part, Text))
+                _compact(scope, started.upto, text, record.tokens)
+            _guide(scope)
+            return
     scope.step = record.step
     scope.reply = record
     scope.reply_at = at
@@ -760,6 +903,14 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     _reply(scope, record)
 
 
+def _count_seconds(state: RunState, scope: ScopeState, purpose: r.LLMPurpose) -> None:
+    """Count how long a word on the run, or a summary, was waited for."""
+    seconds = max(0.0, state.ledger.active_s - scope.asked_since_s)
+    scope.away_s += seconds
+    key = (r.SITE_OF[purpose], *scope.share[1:])
+    state.seconds[key] = state.seconds.get(key, 0.0) + seconds
+
+
 _NO_USAGE = Usage()
 
 
@@ -772,6 +923,12 @@ def _llm_ended(state: RunState, scope: ScopeState) -> r.LLMStarted | None:
         held.input_tokens -= had.input_tokens
         held.output_tokens -= had.output_tokens
         held.cost_microusd -= had.cost_microusd
+        if state.accounts:
+            _hold(state, scope, had, -1)
+    if scope.accepted is not None:
+        if scope.detached is not None:
+            state.in_flight += 1  # it had been taken off when nobody listened any more
+        scope.accepted = scope.detached = None
     return started
 
 
@@ -781,6 +938,9 @@ def _charge(
     spent = state.ledger
     spent.usage = spent.usage + usage
     spent.estimated += estimated
+    if state.accounts:
+        for account in _accounts_of(state, scope):
+            account.spent.usage = account.spent.usage + usage
     if spent is state.spent:
         key = scope.share if purpose == "step" else (r.SITE_OF[purpose], *scope.share[1:])
         charges = state.charges.get(key)
@@ -868,6 +1028,8 @@ def _tool_started(state: RunState, record: r.ToolStarted, at: float) -> None:
     if r.EFFECT_STRICTNESS[record.effect] > r.EFFECT_STRICTNESS[call.effect]:
         call.effect = record.effect
     state.ledger.tool_calls += 1
+    if state.accounts:
+        _count_tool_call(state, state.scopes[record.scope])
     for rule in record.rules:
         state.uses[rule] = state.uses.get(rule, 0) + 1
 
@@ -1019,6 +1181,8 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
         scope.reply_errors += 1
         scope.phase = "model"
     else:
+        if scope.phase == "answered":  # and what was answered has not the form it must have
+            scope.reply_errors += 1
         scope.tell(record.text, record.tokens)
         scope.noted = True
         scope.phase = "model"
@@ -1048,7 +1212,8 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
         scope.step_base = scope.step
         scope.failure = None
         scope.failures = 0
-        scope.reply_errors = 0
+        # An answer that had not its form is judged anew, and does not count once more.
+        scope.reply_errors = -1 if scope.phase == "answered" else 0
         scope.stale = 0
         scope.compaction_failed = False
         if scope.phase == "refused":
@@ -1088,6 +1253,8 @@ _APPLY = cast(
         r.TaskSkipped: _task_skipped,
         r.Synthesised: _synthesised,
         r.LLMStarted: _llm_started,
+        r.LLMAccepted: _llm_accepted,
+        r.LLMDetached: _llm_detached,
         r.LLMFailed: _llm_failed,
         r.LLMFinished: _llm_finished,
         r.ToolStarted: _tool_started,

@@ -15,7 +15,7 @@ import msgspec
 
 from harness.llm.base import TakesTurns, Turn
 from harness.perform import Workbench, build_request, call_llm
-from harness.records import LLMFailed, LLMFinished, LLMStarted
+from harness.records import LLMDetached, LLMFailed, LLMFinished, LLMStarted
 from harness.state import RunState, ScopeState
 from harness.strategies.base import Step
 from harness.watchdog import INFINITY, Watchdog
@@ -95,7 +95,7 @@ class Turns:
 
     async def call(
         self, bench: Workbench, scope: ScopeState, start: LLMStarted, watchdog: Watchdog
-    ) -> LLMFinished | LLMFailed:
+    ) -> LLMFinished | LLMFailed | LLMDetached:
         """Make a call whose turn it is."""
         turn = self._at_work.get(start.scope)
         try:

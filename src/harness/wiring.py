@@ -15,16 +15,19 @@ from harness.approval import Seal
 from harness.budget import GuardrailConfig, Price
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import ConfigError
-from harness.hitl.base import Approver
+from harness.hitl.base import Approver, Callback, as_approver
 from harness.hitl.gate import gate_of
+from harness.keys import place_of
 from harness.llm import as_llm
 from harness.llm.base import LLM, PricesCalls, TakesTurns
 from harness.perform import Workbench
 from harness.records import SITE_OF, Fingerprints, LLMPurpose, Site
 from harness.registry import AgentRegistry, ToolRegistry, fingerprints, nearest
+from harness.state import RunState
 from harness.strategies.base import Member, RunConfig
 from harness.stream import RunLog
 from harness.tools import definition_hash
+from harness.tools.answer import AnswerForm, answer_form
 from harness.tools.base import Tool, ToolSpec
 from harness.tools.delegate import DelegateTool
 from harness.working_memory import TokenCounter, chars_over_four
@@ -45,12 +48,12 @@ class People:
         answer_within_s: seconds a question stands; None for ever.
 
     Raises:
-        ConfigError: ``answer_within_s`` is no number of seconds.
+        ConfigError: ``answer_within_s`` is no number of seconds, or ``approver`` cannot answer.
     """
 
     def __init__(
         self,
-        approver: Approver | None = None,
+        approver: Approver | Callback | None = None,
         policy: object = None,
         *,
         approve_plans: bool = False,
@@ -58,7 +61,7 @@ class People:
     ) -> None:
         if answer_within_s is not None and not answer_within_s > 0:
             raise ConfigError(f"answer_within_s must be more than 0 seconds, not {answer_within_s!r}")
-        self.approver = approver
+        self.approver = None if approver is None else as_approver(approver)
         self.policy = policy
         self.approve_plans = approve_plans
         self.answer_within_s = answer_within_s
@@ -106,7 +109,12 @@ class Wiring:
         self._takes_turns = any(isinstance(model, TakesTurns) for model in (llm, *llms.values()))
         specs = {name: tool.spec for name, tool in tools.items()}
         count = counter_of(agent)
-        overhead = count(agent.system_prompt) + sum(count(_as_told(spec)) for spec in specs.values())
+        form = None
+        if agent.output is not None:
+            whose, sure = f"AgentConfig.output of agent {agent.agent_id!r}", agent.confidence_from_llm
+            form = answer_form(agent.output, whose, taken=specs, confidence=sure)
+        told = [*specs.values(), *([form.tool] if form is not None else [])]
+        overhead = count(agent.system_prompt) + sum(count(_as_told(spec)) for spec in told)
         gate = gate_of(agent, specs, people.policy, limits.max_total_cost_usd)
         gated = gate is not None or people.are_here or people.approve_plans or limits.on_limit == "ask"
         self.config = RunConfig(
@@ -125,8 +133,13 @@ class Wiring:
             people.answer_within_s,
             price_of(llm),
             {purpose: price_of(other) for purpose, other in llms.items()},
+            form,
         )
-        self.fingerprints = fingerprints(agent, specs, llm)
+        self.fingerprints = fingerprints(agent, specs, llm, form)
+
+    def llm_for(self, purpose: LLMPurpose) -> LLM:
+        """Return the model that is asked for something."""
+        return self._llm if purpose == "step" else self._llms.get(purpose, self._llm)
 
     def bench(self, run_id: str, store: CheckpointStore, log: RunLog) -> Workbench:
         """Build what a driver performs this agent's calls with."""
@@ -201,6 +214,26 @@ class Wirings:
                 found[other] = self.of(other).fingerprints
                 waiting += self.of(other).config.team
         return found
+
+    def limited(self) -> list[str]:
+        """Return the agents that have limits of their own."""
+        agents = self._agents
+        return [agent_id for agent_id in agents.all_ids() if agents.get(agent_id).limits is not None]
+
+    def form_of(self, state: RunState, task: str = "") -> AnswerForm | None:
+        """Return the form that the answer of a run with one agent must have, or of one task; None where it has none.
+
+        Args:
+            state: the folded journal.
+            task: the scope of the task; empty for the run.
+        """
+        root = state.scopes.get("")
+        agent_id = place_of(task).agent_id
+        if not task and root is not None and root.strategy == "react":
+            agent_id = root.agent_id
+        if agent_id not in self._agents.all_ids() or self._agents.get(agent_id).output is None:
+            return None
+        return self.of(agent_id).config.answer
 
     def commit_every(self, agent_id: str) -> int:
         """Return how many steps may share a commit: as many as the most careful of those at work wants."""

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llmock.pytest_plugin import LLMock
+from typing_extensions import TypedDict
 
 from harness import (
     AgentConfig,
@@ -1237,6 +1238,26 @@ async def test_a_planned_run_holds_the_model_to_its_schemas() -> None:
     assert result.answer == "both done"
     assert sum("output_config" in body for body in api.bodies) >= 2
     assert min(task.answer for task in result.task_results.values()).startswith("did: ")
+
+
+async def test_an_answer_of_a_type_is_given_by_a_tool_and_told_of_where_it_does_not_fit() -> None:
+    wrong = used(1, "toolu_a", "final_answer", '{"answer": {"degrees": "hot"}, "confidence": 0.4}')
+    right = used(0, "toolu_b", "final_answer", '{"answer": {"degrees": 31}, "confidence": 0.9}')
+    replies = reply(thought(0, "sig-1", "Hot."), wrong, stop="tool_use"), reply(right, stop="tool_use")
+    agent = AgentConfig("a", output=TypedDict("Weather", {"degrees": int}))
+    async with serving(*replies) as (api, llm):
+        runtime = AgentRuntime(llm=llm, agents=[agent], tools=tools(), checkpoint_store=MemoryCheckpointStore())
+        result = await runtime.run_agent("a", "How is the weather?")
+    assert isinstance(result, Finished), result
+    assert (result.output, result.confidence) == ({"degrees": 31}, 0.9)
+    first, second = api.bodies
+    assert first["tools"][-1]["name"] == "final_answer"
+    assert "output_config" not in first
+    assert bare(second["messages"][1]["content"]) == [
+        {"type": "thinking", "thinking": "Hot.", "signature": "sig-1"},
+        {"type": "text", "text": '{"degrees": "hot"}'},
+    ]
+    assert "degrees: Input should be a valid integer" in second["messages"][2]["content"][0]["text"]
 
 
 async def test_a_budget_reserves_the_worst_case_of_a_call_with_caching() -> None:

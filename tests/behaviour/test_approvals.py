@@ -216,6 +216,23 @@ def test_a_question_must_stand_for_some_time(room: Office, seconds: float) -> No
         room.runtime(SEND, answer_within_s=seconds)
 
 
+async def test_a_function_answers_and_what_cannot_is_refused(tmp_path: Path) -> None:
+    tool = RecordingTool("send", tmp_path / "log")
+    runtime = AgentRuntime(
+        llm=ScriptedLLM([call("send"), "Sent."]),
+        agents=[AgentConfig("clerk", hitl_tools=("send",))],
+        tools=[tool],
+        checkpoint_store=MemoryCheckpointStore(),
+        approver=lambda request: Approve() if request.tool == "send" else None,
+        auto_resume=False,
+    )
+    assert (await runtime.run_agent("clerk", "Send it.")).success
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    for wrong, said in ((CallbackApprover, "CallbackApprover()"), ("ann", "a str is neither")):
+        with pytest.raises(ConfigError, match=re.escape(said)):
+            AgentRuntime(llm=ScriptedLLM([]), approver=wrong)  # type: ignore[arg-type]
+
+
 async def test_without_a_gate_nobody_is_asked(office: Office) -> None:
     desk = Desk()
     result = await office.runtime(SEND, hitl=(), approver=desk).run_agent("clerk", "Go.", run_id=RUN)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
+from collections import defaultdict
 from collections.abc import AsyncIterator
 
 import pytest
@@ -20,6 +22,7 @@ from harness import (
     Failed,
     Finished,
     GuardrailConfig,
+    Limits,
     LLMError,
     LLMSettings,
     MemoryCheckpointStore,
@@ -34,8 +37,33 @@ from harness.testing import ScriptedLLM
 from harness.working_memory import part_tokens
 
 
+class Counted:
+    """What was sent and charged, for the run, an agent or a task."""
+
+    def __init__(self) -> None:
+        self.sent = self.cost = self.tokens_in = self.tokens_out = 0
+
+    def add(self, tokens_in: int, tokens_out: int, cost: int) -> None:
+        self.sent += 1
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        self.cost += cost
+
+    def assert_within(self, limits: Limits) -> None:
+        if limits.max_total_cost_usd is not None:
+            assert self.cost <= limits.max_total_cost_usd * 1_000_000
+        if limits.max_input_tokens is not None:
+            assert self.tokens_in <= limits.max_input_tokens
+        if limits.max_output_tokens is not None:
+            assert self.tokens_out <= limits.max_output_tokens
+        if limits.max_llm_calls is not None:
+            assert self.sent <= limits.max_llm_calls
+
+
 class Meter:
     """A model that charges for what it is sent and answers, up to the limit it is given, and counts by itself.
+
+    Whose call it is it reads off the request: the agent off the prompt ("You are a."), the task off the goal ("[t1]").
 
     Args:
         seed: chooses the replies.
@@ -52,7 +80,9 @@ class Meter:
         self._rates = rates
         self._calls = calls
         self._fails = fails
-        self.sent = self.cost = self.tokens_in = self.tokens_out = 0
+        self.all = Counted()
+        self.by_agent: defaultdict[str, Counted] = defaultdict(Counted)
+        self.by_task: defaultdict[str, Counted] = defaultdict(Counted)
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int:
         return input_tokens * self._rates[0] + output_tokens * self._rates[1]
@@ -62,24 +92,40 @@ class Meter:
         tokens_in = sum(part_tokens(message.parts) for message in request.messages) + (len(request.system) + 3) // 4
         most = request.settings.max_output_tokens or 4096
         tokens_out = self._chance.choice([most, self._chance.randint(0, most)])
-        self.sent += 1
-        self.tokens_in += tokens_in
-        self.tokens_out += tokens_out
-        self.cost += self.price(tokens_in, tokens_out)
+        agent = re.match(r"You are (\w)\.", request.system)
+        task = re.match(r"\[(t\d+)\]", request.messages[0].text) if agent else None
+        cost = self.price(tokens_in, tokens_out)
+        self.all.add(tokens_in, tokens_out, cost)
+        self.by_agent[agent[1] if agent else ""].add(tokens_in, tokens_out, cost)
+        self.by_task[task[1] if task else ""].add(tokens_in, tokens_out, cost)
         await asyncio.sleep(0)
         if self._chance.random() < self._fails:
             yield TextDelta("half")
             raise LLMError("the connection broke")
-        usage = Usage(tokens_in, tokens_out, cost_microusd=self.price(tokens_in, tokens_out))
-        yield ResponseDone(LLMResponse(self._reply(request), "stop", usage, self.name))
+        usage = Usage(tokens_in, tokens_out, cost_microusd=cost)
+        yield ResponseDone(LLMResponse(self._reply(request, task[0] if task else ""), "stop", usage, self.name))
 
-    def _reply(self, request: LLMRequest) -> tuple[Text | ToolCall, ...]:
+    def _reply(self, request: LLMRequest, task: str) -> tuple[Text | ToolCall, ...]:
         if request.response_schema is not None:
             return (Text(json.dumps({"answer": "all", "confidence": 0.9, "tasks": [], "rationale": ""})),)
         if self._calls and request.tools and len(request.messages) < 6 and self._chance.random() < 0.5:
-            name = self._chance.choice(request.tools).name
-            return (ToolCall("c", name, json.dumps({"task": f"part {self._chance.random()}"})),)
+            return tuple(
+                ToolCall("c", spec.name, json.dumps({"task": f"{task} part {self._chance.random()}"}))
+                for spec in self._chance.choices(request.tools, k=self._chance.randint(1, 2))
+            )
         return (Text("done"),)
+
+
+def some_limits(chance: random.Random) -> Limits | None:
+    """Draw what an agent or a task may use, or that nothing limits it."""
+    if chance.random() < 0.4:
+        return None
+    return Limits(
+        max_total_cost_usd=chance.choice([None, chance.uniform(0, 1)]),
+        max_input_tokens=chance.choice([None, chance.randint(0, 2_000)]),
+        max_output_tokens=chance.choice([None, chance.randint(0, 12_000)]),
+        max_llm_calls=chance.choice([None, chance.randint(0, 8)]),
+    )
 
 
 def plan_of(count: int, chance: random.Random) -> Plan:
@@ -87,16 +133,17 @@ def plan_of(count: int, chance: random.Random) -> Plan:
         Task(
             f"t{n}",
             chance.choice(["a", "b"]),
-            f"Do part {n}.",
+            f"[t{n}] Do this part.",
             depends_on=tuple(f"t{k}" for k in range(n) if chance.random() < 0.2),
             on_failure=chance.choice(["retry", "skip", "replan", "abort"]),
+            limits=some_limits(chance),
         )
         for n in range(count)
     ]
     return Plan(tasks)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1_000, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 12),
@@ -126,27 +173,29 @@ def test_no_tree_of_agents_ever_spends_more_than_it_may(
         max_llm_calls=most_calls,
         max_parallel_tasks=chance.randint(1, 12),
     )
-    asked = LLMSettings(max_output_tokens=chance.choice([None, 300, 2_000]))
+    asked = LLMSettings(max_output_tokens=chance.choice([None, 100, 300, 2_000]))
+    a, b, c, d = (
+        AgentConfig(name, "", f"You are {name}.", llm_settings=asked, max_steps=6, limits=some_limits(chance))
+        for name in "abcd"
+    )
     runtime = AgentRuntime(
         llm=model,
-        agents=[AgentConfig("a", llm_settings=asked), AgentConfig("b")],
-        tools=[delegate(AgentConfig("c"))],
+        agents=[a, b],
+        tools=[delegate(c), delegate(d)],
         guardrail_config=limits,
         checkpoint_store=MemoryCheckpointStore(),
         auto_resume=False,
     )
-    result = asyncio.run(runtime.run_plan(plan_of(count, chance), run_id="r"))
-    if dollars is not None:
-        assert model.cost <= dollars * 1_000_000
-    if most_in is not None:
-        assert model.tokens_in <= most_in
-    if most_out is not None:
-        assert model.tokens_out <= most_out
-    if most_calls is not None:
-        assert model.sent <= most_calls
+    plan = plan_of(count, chance)
+    result = asyncio.run(runtime.run_plan(plan, run_id="r"))
+    model.all.assert_within(limits)
+    for agent in (a, b, c, d):
+        model.by_agent[agent.agent_id].assert_within(agent.limits or Limits())
+    for task in plan.tasks:
+        model.by_task[task.id].assert_within(task.limits or Limits())
     # The ledger never says less than the model charged.
-    assert result.spent.usage.cost_microusd >= model.cost
-    assert result.spent.usage.output_tokens >= model.tokens_out
+    assert result.spent.usage.cost_microusd >= model.all.cost
+    assert result.spent.usage.output_tokens >= model.all.tokens_out
 
 
 def wired(model: object, dollars: float, **limits: object) -> AgentRuntime:

@@ -57,7 +57,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
             ":2: budget.max_llm_calls: input should be greater than or equal to 0, not -1",
         ),
         ('[budget]\nmax_total_cost_usd = "two"\n', ":2: budget.max_total_cost_usd: "),
-        ('[llm]\nprotocol = "txt"\n', ":2: llm.protocol: input should be 'native' or 'text', not 'txt'"),
+        (
+            '[llm]\nprotocol = "txt"\n',
+            ":2: llm.protocol: input should be 'native', 'text', 'responses' or 'background', not 'txt'",
+        ),
         ("[llm]\nmodel = \n", ":2: this is not TOML: "),
         ("[llm\n", ":1: this is not TOML: "),
         ('[agents."a:b"]\nrole = "r"\n', ":1: agent_id must be a printable name"),

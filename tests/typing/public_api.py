@@ -22,17 +22,20 @@ from harness import (
     FileCheckpointStore,
     Finished,
     GuardrailConfig,
+    Limits,
     LLMSettings,
     MemoryCheckpointStore,
     NotDone,
     OpenAILLM,
     Parked,
+    Plan,
     Replay,
     RunQuery,
     RunResult,
     RunStream,
     RunSummary,
     SQLiteCheckpointStore,
+    Task,
     Tool,
     ToolContext,
     ToolRegistry,
@@ -84,6 +87,10 @@ def wrong(x: int) -> int:
 agent = AgentConfig(
     "reader", "reads", "Answer.", allowed_tools=("plain",), max_steps=5, llm_settings=LLMSettings(temperature=0)
 )
+AgentConfig("reader", limits=Limits(max_llm_calls=3), output=dict[str, int])
+AgentConfig("reader", limits=3)  # pyright: ignore[reportArgumentType]
+Plan([Task("t", "reader", "Read.", limits=Limits(max_total_cost_usd=0.1))])
+Limits(3)  # pyright: ignore[reportCallIssue]
 AgentConfig("reader", max_steps="5")  # pyright: ignore[reportArgumentType]
 GuardrailConfig(2.0)  # pyright: ignore[reportCallIssue]
 
@@ -136,6 +143,9 @@ async def blocking() -> None:
         result = await runtime.run_agent("reader", "Why?", run_id="my-run")
         assert_type(result, RunResult)
         assert_type(result["answer"], object)
+        assert_type(result.output, object)
+        assert_type(result.output_as(Deps), Deps)
+        assert_type(result.output_as(dict[str, int], task_id="t"), dict[str, int])
         assert_type(result.trace[0], Entry)
         assert_type(await runtime.resume("my-run"), RunResult)
         assert_type(await runtime.fork("my-run", at=2), str)

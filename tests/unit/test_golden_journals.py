@@ -102,6 +102,30 @@ def test_a_plan_that_was_rejected_asked_about_anew_and_ended() -> None:
     assert broken_links(records, Seal(KEY)) == []
 
 
+def test_a_call_that_fell_back_and_was_taken_up_by_the_next_process() -> None:
+    records = read("v4-background.json")
+    state = meaning(records)
+    assert isinstance(state.over, RunFinished)
+    assert (state.epoch, state.scopes[""].tainted) == (2, True)
+    assert state.spent == state.over.spent, "the call that was taken up counts once, and nothing is estimated"
+    cut = meaning(records[:7])
+    assert cut.scopes[""].accepted is not None
+    assert cut.reserved.output_tokens == 256, "its worst case stays held when its process has died"
+
+
+def test_a_plan_with_limits_of_its_own_in_which_one_was_raised() -> None:
+    records = read("v4-limits.json")
+    state = meaning(records)
+    assert isinstance(state.over, RunFinished)
+    assert state.over.answer == "All was looked at."
+    assert state.spent == state.over.spent
+    assert state.spent.llm_calls == 3, "one more than the limit it began with"
+    assert state.plan is not None
+    assert (limits := state.plan.tasks["t1"].task.limits) is not None
+    assert (limits.max_tool_calls, state.accounts["task", "t1"].spent.tool_calls) == (3, 1)
+    assert broken_links(records, Seal(KEY)) == []
+
+
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.iterdir()))
 def test_it_is_written_as_it_was_read(name: str) -> None:
     records = read(name)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from harness import GuardrailConfig, Usage
 from harness.agent import AgentConfig
+from harness.budget import Reservation
 from harness.messages import Text, ToolCall
 from harness.records import (
     VERSION,
@@ -18,6 +19,8 @@ from harness.records import (
     Dropped,
     Entry,
     Fingerprints,
+    LLMAccepted,
+    LLMDetached,
     LLMFailed,
     LLMFinished,
     LLMStarted,
@@ -87,7 +90,7 @@ class World:
     def outcome(self, start: Record) -> None:
         clock = len(self.journal) / 100
         if isinstance(start, LLMStarted):
-            self.note(self.reply(start, clock))
+            self.note(self.listened(start, clock))
             return
         assert isinstance(start, ToolStarted)
         if start.reconcile:
@@ -102,6 +105,20 @@ class World:
             status = self.draw(st.sampled_from(["ok", "ok", "error", "timeout"]))
         text = self.draw(st.sampled_from(["same", "other", "long " * 40]))
         self.note(ToolFinished(start.step, start.index, start.tool, status, text, clock, tokens=len(text) // 4))
+
+    def accept(self) -> None:
+        """Have the provider say that it goes on with the call in flight, whatever becomes of its listener."""
+        for start in self.open:
+            if isinstance(start, LLMStarted) and self.state.scopes[""].accepted is None:
+                response_id = f"resp_{len(self.journal)}"
+                self.note(LLMAccepted(start.step, response_id, "p", "", start.attempt, start.purpose))
+
+    def listened(self, start: LLMStarted, clock: float) -> Record:
+        accepted = self.state.scopes[""].accepted
+        if accepted is not None and self.draw(st.booleans()):
+            transient, pause_s = self.draw(st.booleans()), self.draw(st.sampled_from([0.0, 0.5]))
+            return LLMDetached(start.step, clock, "cut", transient, "", start.attempt, start.purpose, pause_s)
+        return self.reply(start, clock)
 
     def reply(self, start: LLMStarted, clock: float) -> Record:
         kind = self.draw(st.sampled_from(["calls", "calls", "calls", "answer", "malformed", "cut", "empty", "fault"]))
@@ -136,9 +153,11 @@ class World:
                 self.note(Reopened("again"))
                 self.take()
                 continue
-            what = self.draw(st.sampled_from(["outcome", "outcome", "outcome", "outcome", "crash"]))
+            what = self.draw(st.sampled_from(["outcome", "outcome", "outcome", "outcome", "crash", "accept"]))
             if what == "crash":
                 self.take()
+            elif what == "accept":
+                self.accept()
             else:
                 assert self.open, "the strategy waits for nothing"
                 self.outcome(self.open.pop(self.draw(st.integers(0, len(self.open) - 1))))
@@ -176,6 +195,40 @@ def test_any_life_of_a_run_ends_and_keeps_its_promises(data: st.DataObject) -> N
     finals = [r for r in world.journal if isinstance(r, (RunFinished, RunFailed))]
     assert started
     assert finals
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_a_call_that_the_provider_goes_on_with_is_bought_once_and_charged_once(data: st.DataObject) -> None:
+    world = World(data, config(data))
+    world.run()
+    charged = Usage()
+    call: LLMStarted | None = None
+    accepted = ""
+    for record in world.journal:
+        if isinstance(record, LLMStarted):
+            assert record.response_id == accepted, "what the provider goes on with is taken up, and no other is bought"
+            if accepted:
+                assert call is not None
+                assert msgspec.structs.replace(record, response_id="") == call
+            else:
+                call = record
+        elif isinstance(record, LLMAccepted):
+            accepted = record.response_id
+        elif isinstance(record, (LLMFinished, LLMFailed)):
+            charged += record.usage
+            call, accepted = None, ""
+        elif isinstance(record, DriverStarted) and call is not None and not accepted:
+            charged += call.reserved.as_usage(priced=call.priced)
+            call = None
+    state = world.state
+    assert state.spent.usage == charged
+    bought = [record for record in world.journal if isinstance(record, LLMStarted) and not record.response_id]
+    assert state.spent.llm_calls == len(bought)
+    held = call.reserved if call is not None else Reservation()
+    assert (state.reserved.input_tokens, state.reserved.output_tokens) == (held.input_tokens, held.output_tokens)
+    if call is None:
+        assert state.in_flight == sum(isinstance(step, ToolStarted) for step in world.open)
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -24,10 +25,11 @@ from harness.approval import (
     broken_links,
 )
 from harness.cli import screen as screens
+from harness.cli.choices import Choices
 from harness.cli.codes import FAILED, OK
 from harness.cli.stored import Found, key_of, open_store, read, status_of
 from harness.cli.text import count, safe
-from harness.errors import ConfigError
+from harness.errors import ConfigError, HarnessError
 from harness.events import arguments_for_show
 from harness.hitl.banner import described, scope_of
 from harness.hitl.base import ApprovalRequest
@@ -325,7 +327,8 @@ def cancel(key: str, reason: str, *, as_json: bool) -> int:
 
 
 async def _cancel(found: Found, reason: str) -> bool:
-    await _to(found, lambda runtime, key: runtime.cancel(key, reason))
+    async with _canceller(found) as runtime:
+        await runtime.cancel(join_key(found.state.run_id), reason)
     until = time.monotonic() + CANCEL_WITHIN_S
     while time.monotonic() < until:
         async with open_store() as store:
@@ -336,6 +339,21 @@ async def _cancel(found: Found, reason: str) -> bool:
             return True
         await asyncio.sleep(0.1)
     return False
+
+
+def _canceller(found: Found) -> AgentRuntime:
+    """Return what ends a run: with its own model, where that has a response to stop at the provider."""
+    origin = found.state.started.origin if found.state.started else None
+    waits = any(scope.accepted is not None for scope in found.state.scopes.values())
+    if waits and origin is not None and origin.kind == "cli":
+        from harness.cli.wiring import wire
+
+        try:
+            return wire(Choices.of(origin.settings), server_named=False).runtime
+        except HarnessError as error:
+            said = f"harness: what the provider still writes for this run is left to come to its end: {error}"
+            print(safe(said), file=sys.stderr)
+    return AgentRuntime(llm=NoModel(), auto_resume=False)
 
 
 # -- audit --------------------------------------------------------------------------------------

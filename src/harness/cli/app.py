@@ -63,8 +63,11 @@ class Model:
     ] = None
     model: Annotated[str | None, Parameter(help="The model's name.")] = None
     protocol: Annotated[
-        Literal["native", "text"] | None,
-        Parameter(help="How the model calls tools. The default is text for a local server, else native."),
+        Literal["native", "text", "responses", "background"] | None,
+        Parameter(
+            help="How the model is spoken to: with native tool calls, in text, or in OpenAI's Responses protocol, also "
+            "in the background. The default is text for a local server, else native."
+        ),
     ] = None
 
 

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from harness.agent import AgentConfig
-from harness.budget import GuardrailConfig
+from harness.budget import GuardrailConfig, Limits
 from harness.cli.places import user_folder
 from harness.errors import ConfigError
 from harness.records import Site
@@ -39,7 +39,7 @@ class LLMTable(Strict):
 
     model: str | None = None
     base_url: str | None = None
-    protocol: Literal["native", "text"] | None = None
+    protocol: Literal["native", "text", "responses", "background"] | None = None
     api_key_env: str | None = None
     classifier: SiteTable | None = None
     router: SiteTable | None = None
@@ -57,6 +57,25 @@ class LLMTable(Strict):
             "summariser": self.summariser,
         }
         return {site: table.model for site, table in tables.items() if table is not None}
+
+
+_Limit = Annotated[int, Field(ge=0)]
+_Amount = Annotated[float, Field(ge=0)]
+
+
+class LimitsTable(Strict):
+    """The limits of one agent or one task: ``[agents.NAME.limits]``, or ``limits`` of a ``[[tasks]]``."""
+
+    max_total_cost_usd: _Amount | None = None
+    max_input_tokens: _Limit | None = None
+    max_output_tokens: _Limit | None = None
+    max_llm_calls: _Limit | None = None
+    max_tool_calls: _Limit | None = None
+    on_unpriced: Literal["allow", "refuse"] | None = None
+
+    def limits(self) -> Limits:
+        """Return the limits."""
+        return Limits(**self.model_dump(exclude_none=True))
 
 
 class AgentTable(Strict):
@@ -81,10 +100,8 @@ class AgentTable(Strict):
     temperature: Annotated[float, Field(ge=0)] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     reasoning_effort: str | None = None
-
-
-_Limit = Annotated[int, Field(ge=0)]
-_Amount = Annotated[float, Field(ge=0)]
+    output: str | None = None
+    limits: LimitsTable | None = None
 
 
 class BudgetTable(Strict):
@@ -149,6 +166,7 @@ class ConfigFile:
         """Say what in the file can run code or send data somewhere."""
         agents = self.data.agents.items()
         found = [f"code {tool!r} (agent {name!r})" for name, agent in agents for tool in agent.tools if ":" in tool]
+        found += [f"code {agent.output!r} (agent {name!r})" for name, agent in agents if agent.output]
         if self.data.llm.base_url:
             found.append(f"the server {self.data.llm.base_url!r}")
         if self.data.llm.api_key_env:
@@ -246,6 +264,7 @@ _WORDS: Words = {
     ("llm",): LLMTable,
     ("llm", "*"): SiteTable,
     ("agents", "*"): AgentTable,
+    ("agents", "*", "limits"): LimitsTable,
     ("budget",): BudgetTable,
 }
 
@@ -262,7 +281,7 @@ def explain(problem: ErrorDetails, text: str, path: Path, words: Words) -> str:
         message = str(problem["msg"])
         named = ".".join(key for key in keys if not key.isdigit())
         return f"{where}: {named}: {message[0].lower()}{message[1:]}, not {problem['input']!r}"
-    model = words.get(place) or words.get((*place[:1], "*"))
+    model = words.get(place) or words.get((*place[:1], "*", *place[2:]))
     known = _known(model) if model else []
     return f"{where}: unknown word {keys[-1]!r}{f' in {table}' if place else ''}{nearest(keys[-1], known)}"
 

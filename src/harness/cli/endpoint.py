@@ -32,8 +32,9 @@ EXAMPLE_URL = "http://127.0.0.1:8080/v1"
 
 MODELS_TIMEOUT_S = 5.0
 
-Protocol: TypeAlias = Literal["native", "text"]
-"""How a model is given its tools: the protocol's own tool calls, or JSON in its text, held to a schema."""
+Protocol: TypeAlias = Literal["native", "text", "responses", "background"]
+"""How a model is spoken to: with the protocol's own tool calls; with JSON in its text, held to a schema; in OpenAI's
+Responses protocol; in that with responses that go on without a listener, and are taken up again after a crash."""
 
 Provider: TypeAlias = Literal["openai", "anthropic"]
 """Whose protocol a model's server speaks."""
@@ -68,7 +69,7 @@ class Endpoint(NamedTuple):
     Attributes:
         base_url: the server; None for the provider itself.
         model: the model's name.
-        protocol: ``native`` tool calls, or ``text``.
+        protocol: how it is spoken to.
         key_env: the environment variable that holds the key.
         provider: whose protocol the server speaks.
     """
@@ -125,7 +126,7 @@ def find_endpoint(
     Args:
         llm: a base URL, ``URL#model``, a model's name, or ``anthropic:model``.
         model: a model's name.
-        protocol: ``native`` or ``text``.
+        protocol: how it is spoken to; None chooses.
         told: what the configuration files say.
         key_env: the environment variable that holds the key; None takes what the files say.
 
@@ -190,9 +191,9 @@ def _of_anthropic(chosen: str | None, base_url: str | None, told: LLMTable, key_
 
 
 def _anthropic(model: str, base_url: str | None, protocol: Protocol | None, key_env: str) -> Endpoint:
-    if protocol == "text":
+    if protocol not in (None, "native"):
         raise ConfigError(
-            "protocol 'text' is for OpenAI-compatible servers; a model of Anthropic's takes 'native' only"
+            f"protocol {protocol!r} is for OpenAI-compatible servers; a model of Anthropic's takes 'native' only"
         )
     if base_url is None and not os.environ.get(key_env):
         raise NoLLM(f"{ANTHROPIC}:{model or ANTHROPIC_MODEL} is a model of Anthropic's: set {key_env}")
@@ -241,6 +242,11 @@ def make_llm(endpoint: Endpoint) -> LLM:
         from harness.llm.anthropic import AnthropicLLM
 
         return AnthropicLLM(endpoint.model, api_key=key, base_url=endpoint.base_url)
+    if endpoint.protocol in ("responses", "background"):
+        from harness.llm.responses import OpenAIResponsesLLM
+
+        in_background = endpoint.protocol == "background"
+        return OpenAIResponsesLLM(endpoint.model, api_key=key, base_url=endpoint.base_url, background=in_background)
     from harness.llm.openai import OpenAILLM
 
     return OpenAILLM(endpoint.model, api_key=key, base_url=endpoint.base_url, tool_calls=endpoint.protocol)

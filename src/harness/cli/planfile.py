@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AliasChoices, Field, ValidationError
 
-from harness.cli.config import Strict, Words, explain
+from harness.cli.config import LimitsTable, Strict, Words, explain
 from harness.errors import ConfigError, PlanError
 from harness.plan import OnFailure, Plan, Task
 from harness.registry import nearest
@@ -25,6 +25,13 @@ class TaskTable(Strict):
     depends_on: list[str] = Field(default_factory=list[str])
     on_failure: OnFailure = "replan"
     max_retries: Annotated[int, Field(ge=0)] = 1
+    limits: LimitsTable | None = None
+
+    def task(self) -> Task:
+        """Return the task."""
+        limits = None if self.limits is None else self.limits.limits()
+        needs = tuple(self.depends_on)
+        return Task(self.id, self.agent_id, self.instruction, needs, self.on_failure, self.max_retries, limits)
 
 
 class PlanModel(Strict):
@@ -35,7 +42,7 @@ class PlanModel(Strict):
     tasks: list[TaskTable] = Field(default_factory=list[TaskTable])
 
 
-_WORDS: Words = {(): PlanModel, ("tasks", "*"): TaskTable}
+_WORDS: Words = {(): PlanModel, ("tasks", "*"): TaskTable, ("tasks", "*", "limits"): LimitsTable}
 
 
 class PlanFile:
@@ -87,10 +94,7 @@ def parse(text: str, path: Path) -> PlanFile:
         data = PlanModel.model_validate(parse_toml(text, path))
     except ValidationError as error:
         raise ConfigError("\n".join(explain(problem, text, path, _WORDS) for problem in error.errors())) from None
-    tasks = [
-        Task(table.id, table.agent_id, table.instruction, tuple(table.depends_on), table.on_failure, table.max_retries)
-        for table in data.tasks
-    ]
+    tasks = [table.task() for table in data.tasks]
     try:
         return PlanFile(path, text, Plan(tuple(tasks), data.rationale), data.goal.strip())
     except PlanError as error:

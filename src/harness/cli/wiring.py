@@ -305,8 +305,19 @@ def _check_words(file: ConfigFile, known: list[str]) -> None:
 
 
 def _load(word: str, folder: Path, at: str) -> Tool:
-    """Import a tool that a harness.toml names as ``module:function``; modules beside the file are found first."""
+    """Import a tool that a harness.toml names as ``module:function``."""
+    found = _import(word, folder, f"{at}: cannot load the tool")
+    try:
+        return as_tool(found)
+    except ConfigError as error:
+        raise ConfigError(f"{at}: the tool {word!r}: {error}") from error
+
+
+def _import(word: str, folder: Path, what: str) -> object:
+    """Import what a harness.toml names as ``module:name``; modules beside the file are found first."""
     module, _, name = word.partition(":")
+    if not (module and name):
+        raise ConfigError(f"{what} {word!r}: it must be written 'module:name'")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
@@ -316,11 +327,8 @@ def _load(word: str, folder: Path, at: str) -> Tool:
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # a user's module may do anything when it is imported, SystemExit included
-        raise ConfigError(f"{at}: cannot load the tool {word!r}: {type(error).__name__}: {error}") from error
-    try:
-        return as_tool(found)
-    except ConfigError as error:
-        raise ConfigError(f"{at}: the tool {word!r}: {error}") from error
+        raise ConfigError(f"{what} {word!r}: {type(error).__name__}: {error}") from error
+    return found
 
 
 def _agent(
@@ -336,7 +344,12 @@ def _agent(
             raise ConfigError(f"{at}: cannot read the prompt file {str(path)!r}: {error}") from None
     if prompt is None:
         prompt = PROMPT if set(READER.allowed_tools or ()) & set(tools) else ""
-    given = table.model_dump(exclude_none=True)
+    given = table.model_dump(exclude_none=True, exclude={"limits", "output"})
+    if table.limits is not None:
+        given["limits"] = table.limits.limits()
+    if table.output is not None:
+        at = f"{file.path}:{file.line('agents', name, 'output')}"
+        given["output"] = _import(table.output, file.path.absolute().parent, f"{at}: cannot load the output")
     settings = LLMSettings(**{key: given.pop(key) for key in LLMSettings.__struct_fields__ if key in given})
     for key in ("role", "prompt", "prompt_file", "tools", "delegates", "hitl_tools"):
         given.pop(key, None)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 import msgspec
 
 from harness.approval import Decision
+from harness.errors import ConfigError
 from harness.messages import JSON
 from harness.records import ApprovalKind
 
@@ -71,6 +72,10 @@ class Approver(Protocol):
 Answering: TypeAlias = Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None]
 
 
+Callback: TypeAlias = Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None]
+"""A function that is called with a question and returns a decision, or None; it may be async."""
+
+
 class CallbackApprover:
     """Answers by a function of your own.
 
@@ -87,7 +92,7 @@ class CallbackApprover:
 
     def __init__(
         self,
-        function: Callable[[ApprovalRequest], Decision | Awaitable[Decision | None] | None],
+        function: Callback,
         name: str = "callback",
     ) -> None:
         self.name = name
@@ -97,6 +102,22 @@ class CallbackApprover:
         """Return what the function returns."""
         answer = self._function(request)
         return await answer if isinstance(answer, Awaitable) else answer
+
+
+def as_approver(given: object) -> Approver:
+    """Return what answers questions: an approver as it is, a function as one.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(given, type):
+        raise ConfigError(f"the approver must be an object, not the class {given.__name__}: write {given.__name__}()")
+    if isinstance(given, Approver):
+        return given
+    if not callable(given):
+        what = "an approver is a function, or has a name and `async decide(request)`"
+        raise ConfigError(f"{what}; a {type(given).__name__} is neither")
+    return CallbackApprover(cast("Callback", given))
 
 
 class ApproverChain:
@@ -109,9 +130,9 @@ class ApproverChain:
     'callback, callback'
     """
 
-    def __init__(self, *approvers: Approver) -> None:
-        self._approvers = approvers
-        self.name = ", ".join(approver.name for approver in approvers)
+    def __init__(self, *approvers: Approver | Callback) -> None:
+        self._approvers = [as_approver(approver) for approver in approvers]
+        self.name = ", ".join(approver.name for approver in self._approvers)
 
     async def decide(self, request: ApprovalRequest, /) -> Decision | None:
         """Return the first answer."""

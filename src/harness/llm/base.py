@@ -25,6 +25,9 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
         settings: temperature and the like.
         confidence: ask for a confidence with the final answer.
         response_schema: a JSON schema the reply must match; None for free text or tool calls.
+        reattach: the id of a response that this very request has been given before: its answer is fetched, and nothing
+            is bought. Only a model that ``Reattaches`` is asked for one.
+        answer_tool: which of the tools the final answer is given by; empty where the answer is text.
     """
 
     system: str
@@ -33,8 +36,11 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
     settings: LLMSettings = LLMSettings()
     confidence: bool = False
     response_schema: Mapping[str, JSON] | None = None
+    reattach: str = ""
+    answer_tool: str = ""
 
 
+@final
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
     """A piece of the reply's text, as it arrives."""
 
@@ -70,13 +76,24 @@ class LLMResponse(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 @final
+class ResponseStarted(msgspec.Struct, frozen=True, gc=False):
+    """The provider has taken the call and goes on with it without a listener.
+
+    A model that ``Reattaches`` yields it as soon as it knows the id, and again whenever it likes, as a sign of life.
+    The run writes the id down before it listens on.
+    """
+
+    response_id: str
+
+
+@final
 class ResponseDone(msgspec.Struct, frozen=True, gc=False):
     """The last item of every stream: the whole response."""
 
     response: LLMResponse
 
 
-LLMDelta: TypeAlias = TextDelta | ReasoningDelta | ResponseDone
+LLMDelta: TypeAlias = TextDelta | ReasoningDelta | ResponseStarted | ResponseDone
 
 
 @runtime_checkable
@@ -104,6 +121,21 @@ class PricesCalls(Protocol):
 
     def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
         """Return micro-dollars for a call of this size, or None where the price is unknown. Quick: it may not wait."""
+        ...
+
+
+@runtime_checkable
+class Reattaches(Protocol):
+    """A language model whose provider goes on with a call when the connection breaks or the process dies.
+
+    It yields ``ResponseStarted``, and given that id in ``LLMRequest.reattach`` it goes on listening. An error it raises
+    means that the connection broke, unless it says ``response_ended``: then there is nothing to come back to.
+    """
+
+    provider: str
+
+    async def cancel_response(self, response_id: str, /) -> None:
+        """Have the provider stop a response that nobody wants any more. Raises LLMError where it does not."""
         ...
 
 

@@ -146,14 +146,14 @@ class _Conversation:
 
 
 def _call(call: ToolCall, wire_id: str) -> Wire:
-    function: Wire = {"name": call.name, "arguments": _arguments(call.arguments)}
+    function: Wire = {"name": call.name, "arguments": arguments_on_the_wire(call.arguments)}
     return {"id": wire_id, "type": "function", "function": function}
 
 
 _object = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _arguments(written: str) -> str:
+def arguments_on_the_wire(written: str) -> str:
     """Return arguments as servers take them back: many refuse a conversation with a call that is no JSON object."""
     try:
         _object.decode(written)

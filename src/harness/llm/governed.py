@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 
 from harness.budget import ASSUMED_OUTPUT_TOKENS
 from harness.errors import ConfigError, LLMError, LLMHTTPError, LLMUnavailable
-from harness.llm.base import LLM, LLMDelta, LLMRequest, PricesCalls, ResponseDone, Turn, closing
+from harness.llm.base import LLM, LLMDelta, LLMRequest, PricesCalls, Reattaches, ResponseDone, Turn, closing
 from harness.llm.breaker import CircuitBreaker
 from harness.llm.rate import MAX_PAUSE_S, RateLimit, Ticket
 from harness.llm.text import as_llm
@@ -53,6 +53,8 @@ class GovernedLLM:
         self.limit = limit
         self.breaker = breaker
         self._asked_until = 0.0
+        if isinstance(self._llm, Reattaches):
+            self.cancel_response = self._llm.cancel_response  # what it governs can be taken up, and so can it
 
     @property
     def made_of(self) -> tuple[LLM]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import msgspec
@@ -125,7 +125,7 @@ class _ChatCompletions:
         self.provider = server.provider
         self.server = server
         self.meter = Meter(model, server, cost_fn)
-        self.clients = Clients(self._client)
+        self.clients = Clients(lambda: make_client(server))
         self.abilities = ServerAbilities(model, server.provider)
         self.as_text: LLM = TextReActLLM(self, parallel_calls=False)
 
@@ -181,36 +181,51 @@ class _ChatCompletions:
         elif reply.malformed == USE_THE_INTERFACE and not self.abilities.calls_tools:
             self.abilities.lose("tools", "it wrote one as text")
 
-    def _client(self) -> AsyncOpenAI:
-        try:
-            from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
-        except ImportError:
-            raise MissingExtra(OPENAI.adapter, OPENAI.extra) from None
-        return AsyncOpenAI(
-            api_key=self.server.api_key,
-            base_url=self.server.base_url,
-            timeout=self.server.timeout_s,
-            max_retries=0,
-            # A server on this machine is never behind the proxy that the environment may name.
-            http_client=DefaultAsyncHttpx2Client(trust_env=False) if self.server.is_local else None,
-        )
-
     @asynccontextmanager
     async def _post(self, body: Wire) -> AsyncGenerator[AsyncAPIResponse[object]]:
         """Ask for a streamed completion; everything that may go wrong until the end of the block is an LLMError."""
-        import openai
-
         client = await self.clients.get()
         # The SDK's own signature has one overload for each feature; ours is one body that was built for the wire.
-        create = cast("_Create", client.chat.completions.with_streaming_response.create)
-        errors = SdkErrors(openai.APIStatusError, openai.APITimeoutError, openai.APIConnectionError, openai.OpenAIError)
-        with translated(self.server, errors, _said):
+        create = cast("Call", client.chat.completions.with_streaming_response.create)
+        with as_llm_errors(self.server):
             async with create(**body) as response:
                 yield response
 
 
-class _Create(Protocol):
-    def __call__(self, **body: object) -> AbstractAsyncContextManager[AsyncAPIResponse[object]]: ...
+def make_client(server: Server) -> AsyncOpenAI:
+    """Make the SDK's client for a server.
+
+    Raises:
+        MissingExtra: the SDK is not installed.
+    """
+    try:
+        from openai import AsyncOpenAI, DefaultAsyncHttpx2Client
+    except ImportError:
+        raise MissingExtra(server.service.adapter, server.service.extra) from None
+    return AsyncOpenAI(
+        api_key=server.api_key,
+        base_url=server.base_url,
+        timeout=server.timeout_s,
+        max_retries=0,
+        # A server on this machine is never behind the proxy that the environment may name.
+        http_client=DefaultAsyncHttpx2Client(trust_env=False) if server.is_local else None,
+    )
+
+
+def as_llm_errors(server: Server) -> AbstractContextManager[None]:
+    """Turn whatever the SDK and the transport raise within a block into an LLMError."""
+    import openai
+
+    errors = SdkErrors(openai.APIStatusError, openai.APITimeoutError, openai.APIConnectionError, openai.OpenAIError)
+    return translated(server, errors, _said)
+
+
+class Call(Protocol):
+    """A method of the SDK that gives back the response as it arrives."""
+
+    def __call__(self, *path: str, **body: object) -> AbstractAsyncContextManager[AsyncAPIResponse[object]]:
+        """Make the call."""
+        ...
 
 
 class _Details(msgspec.Struct):

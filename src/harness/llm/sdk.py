@@ -39,16 +39,18 @@ class Service(NamedTuple):
         name: as it is written, ``OpenAI``; the adapter, the extra and the environment variables are named after it.
         url: its own address, where no other is given.
         api: what a server at another address has to offer, in words.
+        variant: what the adapter's name has besides, where a provider has several.
     """
 
     name: str
     url: str
     api: str
+    variant: str = ""
 
     @property
     def adapter(self) -> str:
         """The adapter's name."""
-        return f"{self.name}LLM"
+        return f"{self.name}{self.variant}LLM"
 
     @property
     def extra(self) -> str:

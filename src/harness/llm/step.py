@@ -63,8 +63,13 @@ class _Wire(msgspec.Struct):
 _wire = msgspec.json.Decoder(_Wire)
 
 
-def parse_step(text: str, *, parallel_calls: bool = True) -> Step:
+def parse_step(text: str, *, parallel_calls: bool = True, as_json: bool = False) -> Step:
     """Read a whole reply. A JSON object inside other text is not looked for: it may be half of something.
+
+    Args:
+        text: the reply.
+        parallel_calls: whether a step may make several calls.
+        as_json: the answer has a form of its own: it is returned as the JSON that was written, whatever that is.
 
     Raises:
         Malformed: the reply is no step.
@@ -78,7 +83,7 @@ def parse_step(text: str, *, parallel_calls: bool = True) -> Step:
     if wire.action == FINISH:
         if calls:
             raise Malformed(f"it held tool calls and an answer at once; do one of the two. {FORMS}")
-        answer, confidence = _answer(wire)
+        answer, confidence = _answer(wire, as_json=as_json)
         return Step(thought, (), answer, as_confidence(confidence))
     if wire.action is not None:
         if calls:
@@ -134,12 +139,14 @@ def _text(literal: str) -> str:
         raise Malformed(f"it held a text that is not valid JSON ({error}). {FORMS}") from None
 
 
-def _answer(wire: _Wire) -> tuple[str, object]:
+def _answer(wire: _Wire, *, as_json: bool) -> tuple[str, object]:
     """Return answer and confidence of a final step, also where it was wrapped into another one."""
     for _ in range(MAX_NESTING):
         written = _json(wire.answer)
         if written == "null" and (nested := _finish_inside(_json(wire.args), wrapped=False)):
             written, wire = _json(nested.answer), nested
+        if as_json and bytes(wire.answer):
+            return written, wire.confidence
         answer = _text(written) if written.startswith('"') else written
         if written == "null" or not answer.strip():
             raise Malformed(f"it finished without an answer. Write it like this: {ANSWER_FORM}")

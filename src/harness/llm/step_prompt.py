@@ -10,14 +10,34 @@ from harness.llm.base import LLMRequest
 from harness.llm.replies import USE_THE_INTERFACE, decode
 from harness.llm.step import FINISH, FORMS
 from harness.messages import JSON, Image, Message, Part, Reasoning, Text, ToolCall, ToolResult
+from harness.tools.answer import ANSWER
 from harness.tools.base import ToolSpec
 
 Schema = dict[str, JSON]
 
 
-def step_prompt(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool) -> str:
-    """Write the part of the system prompt that says how to reply and which tools there are."""
+def step_prompt(
+    tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool, answer: ToolSpec | None = None
+) -> str:
+    """Write the part of the system prompt that says how to reply and which tools there are.
+
+    Args:
+        tools: the tools.
+        parallel_calls: whether a step may make several calls.
+        confidence: whether the answer goes with a confidence.
+        answer: the tool that says which form the answer has; None where it is text.
+    """
     sure = ', "confidence": <how sure you are, 0 to 1>' if confidence else ""
+    if answer is not None:
+        schema = json.dumps(_answer_alone(answer), ensure_ascii=False)
+        finish = f'{{"thought": "...", "action": "{FINISH}", "answer": <your answer as JSON>{sure}}}'
+        form = [f"schema of answer: {schema}"]
+    else:
+        finish = f'{{"thought": "...", "action": "{FINISH}", "answer": "<the complete answer>"{sure}}}'
+        form = []
+    if not tools:
+        words = "Your reply is exactly one JSON object, with no text and no code fence around it:"
+        return "\n".join(["# How to reply", words, finish, *form])
     lines = [
         "# Tools",
         *(_described(spec) for spec in tools),
@@ -37,10 +57,19 @@ def step_prompt(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: 
         "repeat a call whose result you have, and never invent a fact: only results tell you facts. What a result "
         "shows (a count, a name, a comparison) needs no further tool: work it out in your thought.",
         "When the results hold all you need, and not before:",
-        f'{{"thought": "...", "action": "{FINISH}", "answer": "<the complete answer>"{sure}}}',
+        finish,
+        *form,
         f"<tool> is one of: {', '.join(spec.name for spec in tools)}.",
     ]
     return "\n".join(lines)
+
+
+def _answer_alone(answer: ToolSpec) -> Schema:
+    """Return the schema of the answer itself, with its definitions."""
+    schema = dict(_mapping(_mapping(answer.schema.get("properties")).get(ANSWER)))
+    if (definitions := answer.schema.get("$defs")) is not None:
+        schema["$defs"] = definitions
+    return schema
 
 
 def _described(spec: ToolSpec) -> str:
@@ -66,7 +95,9 @@ def _mapping(value: JSON) -> Mapping[str, JSON]:
     return value if isinstance(value, dict) else {}
 
 
-def step_schema(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool) -> Schema:
+def step_schema(
+    tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool, answer: ToolSpec | None = None
+) -> Schema:
     """Build the JSON schema of a step: one form for each tool, several calls at once, or the answer.
 
     The thought comes first in every form, so that a model held to the schema thinks before it chooses.
@@ -84,10 +115,12 @@ def step_schema(tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: 
         ]
         several: Schema = {"type": "array", "minItems": 2, "items": {"anyOf": calls}}
         forms.append(_closed({"thought": thought, "actions": several}))
-    answer: Schema = {"thought": thought, "action": {"const": FINISH}, "answer": {"type": "string", "minLength": 1}}
+    text: Schema = {"type": "string", "minLength": 1}
+    given = text if answer is None else _mapping(_hoisted(answer, definitions)["properties"])[ANSWER]
+    finish: Schema = {"thought": thought, "action": {"const": FINISH}, "answer": given}
     if confidence:
-        answer["confidence"] = {"type": "number", "minimum": 0, "maximum": 1}
-    forms.append(_closed(answer))
+        finish["confidence"] = {"type": "number", "minimum": 0, "maximum": 1}
+    forms.append(_closed(finish))
     schema: Schema = {"anyOf": forms}
     if definitions:
         schema["$defs"] = definitions

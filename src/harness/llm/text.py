@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 
 from harness.errors import ConfigError
-from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ReasoningDelta, ResponseDone, closing
+from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ResponseDone, TextDelta, closing
 from harness.llm.complete import CompleteLLM, Completes
 from harness.llm.replies import holds_tool_call, split_thinking
 from harness.llm.schema import SchemaLLM
@@ -15,6 +15,7 @@ from harness.llm.step import Malformed, Step, parse_step
 from harness.llm.step_prompt import rendered, repeated, step_prompt, step_schema
 from harness.llm.step_view import StepView
 from harness.messages import JSON, Part, Reasoning, Text, ToolCall
+from harness.tools.answer import has_confidence
 from harness.tools.base import ToolSpec
 
 
@@ -49,7 +50,7 @@ class TextReActLLM:
             async for delta in stream:
                 if isinstance(delta, ResponseDone):
                     yield ResponseDone(self._read(request, delta.response))
-                elif view is None or isinstance(delta, ReasoningDelta):
+                elif view is None or not isinstance(delta, TextDelta):
                     yield delta
                 else:
                     for seen in view.feed(delta.text):
@@ -58,14 +59,22 @@ class TextReActLLM:
     def _tell(self, request: LLMRequest) -> _Told:
         """Write prompt and schema, or take the last ones where the tools are the same."""
         tools, confidence, told = tuple(request.tools), request.confidence, self._told
-        options = {"parallel_calls": self._parallel_calls, "confidence": confidence}
-        if told is None or told.tools != tools or told.confidence != confidence:
-            told = _Told(tools, confidence, step_prompt(tools, **options), step_schema(tools, **options))
-            self._told = told
+        if told is None or told.tools != tools or told.confidence != confidence or told.answer != request.answer_tool:
+            told = self._told = self._write(tools, confidence, request.answer_tool)
         if vain := repeated(request.messages):
-            others = [spec for spec in tools if spec.name not in vain]
-            told = msgspec.structs.replace(told, schema=step_schema(others, **options))
+            others = tuple(spec for spec in tools if spec.name not in vain)
+            told = msgspec.structs.replace(told, schema=self._write(others, confidence, request.answer_tool).schema)
         return told
+
+    def _write(self, tools: tuple[ToolSpec, ...], confidence: bool, answer_tool: str) -> _Told:
+        """Write prompt and schema. The answer is no tool here: its schema is that of the last step's ``answer``."""
+        answer = next((spec for spec in tools if spec.name == answer_tool), None)
+        others = [spec for spec in tools if spec is not answer]
+        sure = confidence or (answer is not None and has_confidence(answer))
+        parallel = self._parallel_calls
+        prompt = step_prompt(others, parallel_calls=parallel, confidence=sure, answer=answer)
+        schema = step_schema(others, parallel_calls=parallel, confidence=sure, answer=answer)
+        return _Told(tools, confidence, answer_tool, prompt, schema)
 
     def _read(self, request: LLMRequest, reply: LLMResponse) -> LLMResponse:
         """Read a whole reply as a step."""
@@ -80,8 +89,13 @@ class TextReActLLM:
         if not request.tools and not _is_step(text):
             return msgspec.structs.replace(reply, parts=(*thoughts, *_said(text))) if thinking else reply
         try:
-            step = parse_step(text, parallel_calls=self._parallel_calls)
-            if step.answer is not None and holds_tool_call(step.answer, [spec.name for spec in request.tools]):
+            has_form = bool(request.answer_tool)
+            step = parse_step(text, parallel_calls=self._parallel_calls, as_json=has_form)
+            if (
+                step.answer is not None
+                and not has_form
+                and holds_tool_call(step.answer, [spec.name for spec in request.tools])
+            ):
                 raise Malformed("its answer is a tool call. Make the call, or answer in words")
         except Malformed as error:
             return msgspec.structs.replace(reply, parts=(*thoughts, *_said(text)), finish="stop", malformed=str(error))
@@ -94,6 +108,7 @@ class _Told(msgspec.Struct, frozen=True):
 
     tools: tuple[ToolSpec, ...]
     confidence: bool
+    answer: str
     prompt: str
     schema: dict[str, JSON]
 

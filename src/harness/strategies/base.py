@@ -13,13 +13,17 @@ from harness.approval import Gate, Seal
 from harness.budget import (
     ASSUMED_OUTPUT_TOKENS,
     UNLIMITED,
+    Account,
     GuardrailConfig,
     Held,
+    Limits,
     Price,
     Reservation,
     Spent,
+    Usage,
     exceeded,
     reserve,
+    wall_is_over,
 )
 from harness.records import (
     BUDGET,
@@ -33,6 +37,7 @@ from harness.records import (
     ScopeClosed,
 )
 from harness.state import RunState, ScopeState, shares
+from harness.tools.answer import AnswerForm
 from harness.tools.base import ToolSpec
 from harness.working_memory import TokenCounter, chars_over_four
 
@@ -69,6 +74,7 @@ class RunConfig(msgspec.Struct, frozen=True):
         answer_within_s: seconds a question stands; None for ever.
         price: prices a call of the agent's model; None where nobody can.
         prices: the same for the models that are asked instead of it, by purpose.
+        answer: the form the agent's answers must have; None takes any text.
     """
 
     agent: AgentConfig
@@ -85,6 +91,7 @@ class RunConfig(msgspec.Struct, frozen=True):
     answer_within_s: float | None = None
     price: Price | None = None
     prices: Mapping[LLMPurpose, Price | None] = {}
+    answer: AnswerForm | None = None
 
 
 @final
@@ -196,15 +203,110 @@ def start_call(
         needed = reserve(Spent(), Held(), UNLIMITED, tokens=estimate, output=asked, price=price)
         assert type(needed) is Reservation  # nothing limits it
         return out_of_budget(scope, run, config, exceeded(run.spent, limits) or held, needed)
-    max_output = 0
-    if held.output_tokens < (ASSUMED_OUTPUT_TOKENS if asked is None else asked):
-        if run.reserved.output_tokens:
-            return [Wait(scope.scope)]
-        max_output = held.output_tokens
+    most = ASSUMED_OUTPUT_TOKENS if asked is None else asked
+    if held.output_tokens < most and run.reserved.output_tokens:
+        return [Wait(scope.scope)]
+    if run.accounts:
+        fitted = _within_own_limits(scope, run, config, held, tokens=estimate, price=price)
+        if not isinstance(fitted, Reservation):
+            return [fitted]
+        held = fitted
+    max_output = held.output_tokens if held.output_tokens < most else 0
     priced = price is not None and (held.cost_microusd > 0 or price(0, 0) is not None)
     return [
         LLMStarted(scope.step + 1, scope.scope, attempt, purpose, tokens, upto, held, max_output, priced)
     ]  # fmt: skip
+
+
+def take_up(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
+    """Listen again to a call that the provider goes on with; it is paid for, and no other is bought.
+
+    Where that fails for good, an agent's step at the root of a run ends the run and leaves the call as it is: it is
+    taken up when the run is resumed. Elsewhere the work goes on without it, and it counts as lost.
+    """
+    call, accepted, broken = scope.llm, scope.accepted, scope.detached
+    if call is None or accepted is None or broken is None or scope.pausing:
+        return ()
+    if limit := wall_is_over(run.spent, limits_of(run, config)):
+        return out_of_budget(scope, run, config, limit)
+    if not broken.transient or scope.failures >= config.agent.max_llm_attempts:
+        if call.purpose == "step" and not scope.scope:
+            text = f"the model call was cut: {broken.error}; its response goes on at the provider: resume to take it up"
+            return [fail_run(run, "llm", text)]
+        return [lost(call, 0.0, broken.error, transient=broken.transient)]
+    if broken.retry_in_s and not scope.waited:
+        return [Pause(scope.scope, broken.retry_in_s)]
+    return [msgspec.structs.replace(call, response_id=accepted.response_id)]
+
+
+def lost(call: LLMStarted, clock_s: float, error: str, *, transient: bool = True) -> LLMFailed:
+    """Give up a call that the provider has accepted: the worst is assumed of what it used."""
+    return LLMFailed(
+        call.step,
+        clock_s,
+        error,
+        transient,
+        call.scope,
+        call.attempt,
+        call.purpose,
+        usage=call.reserved.as_usage(priced=call.priced) if call.reserved.input_tokens else Usage(),
+        estimated=call.reserved.input_tokens > 0,
+    )
+
+
+class Ceiling(msgspec.Struct, frozen=True):
+    """A limit besides the run's that a scope's calls count towards.
+
+    Attributes:
+        whose: the agent or the task that has it, in words.
+        limits: the limits.
+        account: what was used of them and is held.
+    """
+
+    whose: str
+    limits: Limits
+    account: Account
+
+
+def ceilings(scope: ScopeState, run: RunState, config: RunConfig) -> list[Ceiling]:
+    """Return the limits of a scope's agent and of the task it belongs to, where these have any of their own."""
+    found: list[Ceiling] = []
+    account = run.accounts.get(("agent", scope.agent_id))
+    if account is not None and config.agent.limits is not None:
+        found.append(Ceiling(f"agent {scope.agent_id!r}", config.agent.limits, account))
+    task_id = scope.place.task_id
+    task = run.plan.tasks.get(task_id) if task_id and run.plan is not None else None
+    account = run.accounts.get(("task", task_id))
+    if account is not None and task is not None and task.task.limits is not None:
+        found.append(Ceiling(f"task {task_id!r}", task.task.limits, account))
+    return found
+
+
+def _within_own_limits(
+    scope: ScopeState, run: RunState, config: RunConfig, held: Reservation, *, tokens: int, price: Price | None
+) -> Reservation | Step:
+    """Lower what the run has room for to what agent and task have room for; wait or end the scope where that is none.
+
+    It is waited for as long as other calls of the same agent or task hold a part of what is left.
+    """
+    for ceiling in ceilings(scope, run, config):
+        account = ceiling.account
+        fitted = reserve(
+            account.spent, account.held, ceiling.limits, tokens=tokens, output=held.output_tokens, price=price
+        )
+        if isinstance(fitted, str):
+            return Wait(scope.scope) if account.held.input_tokens else at_ceiling(scope, run, ceiling, fitted)
+        assert isinstance(fitted, Reservation)  # the other of the two
+        if fitted.output_tokens < held.output_tokens and account.held.output_tokens:
+            return Wait(scope.scope)
+        held = fitted
+    return held
+
+
+def at_ceiling(scope: ScopeState, run: RunState, ceiling: Ceiling, why: str) -> RunFailed | ScopeClosed:
+    """End one agent's work at a limit that is not the run's; the run goes on where it has other work."""
+    advice = "" if scope.scope else "; raise the limit and resume to go on"
+    return fail_scope(scope, run, "budget", f"the limit of {ceiling.whose}: {why}{advice}")
 
 
 def fail_run(run: RunState, reason: FailureReason, error: str) -> RunFailed:
@@ -215,7 +317,11 @@ def fail_run(run: RunState, reason: FailureReason, error: str) -> RunFailed:
 def partial_answer(run: RunState) -> str:
     """Return the best there is so far: the answers of a plan's tasks, or the last text of the agent at work."""
     if (plan := run.plan) is not None:
-        return "\n\n".join(task.closed.answer for task in plan.tasks.values() if task.closed and task.closed.success)
+        ended = [task.closed for task in plan.tasks.values() if task.closed is not None]
+        answers = [closed.answer for closed in ended if closed.success]
+        if not answers:  # the last that was said is more than nothing
+            answers = [closed.answer for closed in ended] + [scope.last_text for scope in run.scopes.values()]
+        return "\n\n".join(filter(None, answers))
     root = run.scopes.get("")
     return root.last_text if root is not None else ""
 
@@ -250,7 +356,7 @@ def ask(
         What to do, or the failure where no attempt is left.
     """
     if scope.llm is not None or scope.pausing:
-        return ()
+        return take_up(scope, run, config) if scope.detached is not None else ()
     if limit := exceeded(run.spent, limits_of(run, config)):
         return out_of_budget(scope, run, config, limit)
     failure = scope.failure

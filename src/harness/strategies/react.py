@@ -17,6 +17,7 @@ from harness.keys import delegate_scope
 from harness.messages import Text
 from harness.records import (
     EFFECT_STRICTNESS,
+    ApprovalRequested,
     Dropped,
     Effect,
     FailureReason,
@@ -32,13 +33,17 @@ from harness.strategies.base import (
     Pause,
     RunConfig,
     Step,
+    at_ceiling,
+    ceilings,
     fail_scope,
     limits_of,
     out_of_budget,
     parent_of,
     start_call,
+    take_up,
 )
 from harness.strategies.gate import FREE, Passed, gate, in_doubt, unknown, unknown_outcome
+from harness.tools.answer import AnswerForm, BadAnswer
 from harness.tools.base import ToolSpec, task_of
 
 
@@ -59,7 +64,7 @@ def react(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]
 
 def _model_call(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
     if scope.llm is not None or scope.pausing:
-        return ()
+        return take_up(scope, run, config) if scope.detached is not None else ()
     agent = config.agent
     if limit := wall_is_over(run.spent, config.limits if not run.raises else limits_of(run, config)):
         return out_of_budget(scope, run, config, limit)
@@ -113,7 +118,7 @@ def _stale(scope: ScopeState, run: RunState, config: RunConfig) -> Step | None:
 
 
 def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence[Step]:
-    in_flight = 0
+    in_flight = begun = 0
     waiting: list[int] = []
     for index, call in enumerate(scope.calls):
         if call.result is not None:
@@ -128,6 +133,7 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
     if over := wall_is_over(run.spent, limits):
         return out_of_budget(scope, run, config, over)
     todo: list[Step] = []
+    end: Step | None = None
     allowed, started = limits.max_tool_calls, run.spent.tool_calls
     uses = run.uses if config.gate is None else dict(run.uses)
     for index in waiting:
@@ -142,12 +148,30 @@ def _tool_calls(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
                 if started >= allowed:
                     return todo or out_of_budget(scope, run, config, f"max_tool_calls={allowed} is reached")
                 started += 1
+            if run.accounts and not (is_tool and step.reconcile):
+                if full := _tools_are_used_up(scope, run, config, begun):
+                    end = full
+                    continue
+                begun += 1
             in_flight += 1
             if is_tool and step.rules:
                 for rule in step.rules:
                     uses[rule] = uses.get(rule, 0) + 1
+        elif end is not None and type(step) is ApprovalRequested:
+            continue  # nobody need be asked about what will not run
         todo.append(step)
+    if end is not None and not (todo or in_flight or any(call.is_open for call in scope.calls)):
+        return [end]  # and not before: what is in flight or asked about is about this scope
     return todo
+
+
+def _tools_are_used_up(scope: ScopeState, run: RunState, config: RunConfig, begun: int) -> Step | None:
+    """Return the end of the scope, where its agent or its task may start no more tools than ``begun`` just now."""
+    for ceiling in ceilings(scope, run, config):
+        most = ceiling.limits.max_tool_calls
+        if most is not None and ceiling.account.spent.tool_calls + begun >= most:
+            return at_ceiling(scope, run, ceiling, f"max_tool_calls={most} is reached")
+    return None
 
 
 def _next_for(scope: ScopeState, run: RunState, config: RunConfig, index: int, uses: Mapping[str, int]) -> Step | None:
@@ -270,14 +294,31 @@ def _bad_reply(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     return _note(scope, config, "malformed", f"Your last reply could not be used: {detail}. Reply again.")
 
 
+def _unfit(scope: ScopeState, run: RunState, config: RunConfig, form: AnswerForm, answer: str) -> Step | None:
+    """Give an answer that has not the form back to the model, as often as other replies that cannot be used."""
+    try:
+        form.read(answer)
+    except BadAnswer as error:
+        errors = scope.reply_errors + 1
+        if errors > config.agent.max_reply_errors:
+            what = f"{errors} replies in a row were unusable: the answer has not the form that was asked for"
+            return fail_scope(scope, run, "malformed", f"{what}: {error}")
+        listed = "\n".join(f"- {problem}" for problem in error.problems)
+        text = f"Your answer has not the form that was asked for:\n{listed}\nGive it again, whole, in that form."
+        return _note(scope, config, "malformed", text)
+    return None
+
+
 def _note(scope: ScopeState, config: RunConfig, reason: str, text: str) -> Noted:
     return Noted(scope.step, reason, text, scope.scope, config.count(text))  # type: ignore[arg-type]  # a literal of the three callers above
 
 
-def _answer(scope: ScopeState, run: RunState, config: RunConfig) -> RunFinished | ScopeClosed:
+def _answer(scope: ScopeState, run: RunState, config: RunConfig) -> Step:
     reply = scope.reply
     assert reply is not None  # the phase is only entered by a reply
     answer = "".join(part.text for part in reply.parts if isinstance(part, Text))
+    if config.answer is not None and (step := _unfit(scope, run, config, config.answer, answer)):
+        return step
     confidence = 1.0 if reply.confidence is None else reply.confidence
     if not scope.scope:
         return RunFinished(answer, confidence, scope.step, msgspec.structs.replace(run.spent), shares(run))

@@ -26,7 +26,8 @@ def verdict(task: TaskState, plan: PlanState, limits: GuardrailConfig) -> Verdic
     closed = task.closed
     if closed.success and not closed.doubtful:
         return "done"
-    if task.task.on_failure == "retry" and task.attempts <= task.task.max_retries:
+    # What has used up its limits fails at once when it is tried again.
+    if task.task.on_failure == "retry" and task.attempts <= task.task.max_retries and closed.reason != "budget":
         return "retry"
     if task.task.on_failure == "replan" and can_replan(plan, limits):
         return "replan"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Annotated, Any, NotRequired, cast, get_args, get_origin
 
 from docstring_parser import ParseError, parse
@@ -62,6 +63,33 @@ def build(signature: Signature, name: str, descriptions: Mapping[str, str]) -> T
     schema.pop("description", None)
     schema.setdefault("properties", {})
     return Typed(cast("dict[str, JSON]", schema), adapter.validator.validate_json)
+
+
+def build_output(output: object, whose: str) -> tuple[dict[str, JSON], Callable[[str], object]]:
+    """Build schema and validator of an answer's type.
+
+    Args:
+        output: the type.
+        whose: names it in an error.
+
+    Raises:
+        ConfigError: it cannot be validated or has no JSON schema.
+    """
+    kind: Any = output  # whether it is a type is what is found out
+    try:
+        if isinstance(output, FunctionType):  # pydantic would call it with the answer
+            raise TypeError("it is a function")
+        adapter: TypeAdapter[object] = TypeAdapter(kind)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as above
+            schema = adapter.json_schema(schema_generator=_Untitled)
+        validate = adapter.validator.validate_json
+    except Exception as error:  # a user's type may raise anything while it is looked at
+        raise ConfigError(
+            f"{whose} must be a type that pydantic can validate (a pydantic model, a dataclass, a TypedDict ...), not "
+            f"{output!r}: {error}"
+        ) from error
+    return cast("dict[str, JSON]", schema), validate
 
 
 def problems(error: Exception) -> list[str]:

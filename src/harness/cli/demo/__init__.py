@@ -113,7 +113,7 @@ class Recorder:
         async for delta in self._llm.stream(request):
             if isinstance(delta, (TextDelta, ReasoningDelta)):
                 pieces.append(delta.text)
-            else:
+            elif isinstance(delta, ResponseDone):
                 self.replies.append(Reply(tuple(pieces), delta.response))
             yield delta
 
