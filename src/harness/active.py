@@ -86,7 +86,7 @@ class ActiveRun:
     @property
     def exists(self) -> bool:
         """Whether a checkpoint of the run has been written."""
-        return bool(self.log.entries)
+        return self.log.seq > 0
 
     @property
     def label(self) -> str:
@@ -248,7 +248,7 @@ class ActiveRun:
     async def _catch_up(self) -> None:
         """Fold the journal anew, and show what others or an abandoned driver have written."""
         entries = [entry async for entry in self._store.read(self.run_id)]
-        for entry in entries[len(self.log.entries) :]:
+        for entry in entries[self.log.seq :]:
             self.log.publish([entry.record], entry.at)
         self._state = fold(self.run_id, entries, self._wirings.limited())
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from harness.errors import ConfigError
 from harness.messages import JSON
 from harness.records import (
     ApprovalKind,
@@ -281,15 +283,28 @@ def broken_links(records: Sequence[Record], seal: Seal) -> list[str]:
 
 
 def name_of(decision: Decision) -> tuple[DecisionName, str, str]:
-    """Take a decision apart: its name, its text and its arguments as JSON."""
+    """Take a decision apart: its name, its text and its arguments as JSON.
+
+    Raises:
+        ConfigError: the edited arguments cannot be written as JSON.
+    """
     match decision:
         case Approve():
             return "approve", "", ""
         case ApproveForSession():
             return "session", "", ""
         case Edit(arguments=arguments):
-            return "edit", "", msgspec.json.encode(arguments, order="sorted").decode()
+            return "edit", "", _as_json(arguments)
         case Reject(reason=reason):
             return "reject", reason, ""
         case Steer(text=text):
             return "steer", text, ""
+
+
+def _as_json(arguments: Mapping[str, JSON]) -> str:
+    """Write edited arguments down. What JSON cannot say is never replaced: the answer is signed as it was given."""
+    try:
+        json.dumps(msgspec.to_builtins(arguments), allow_nan=False)  # msgspec would write null for infinity
+        return msgspec.json.encode(arguments, order="sorted").decode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the edited arguments cannot be written as JSON: {error}") from None

@@ -12,6 +12,9 @@ from harness.errors import ConfigError
 MICRO = 1_000_000
 """Micro-dollars in a dollar."""
 
+MOST_MICRO = 10**18
+"""What a limit on money counts for at the most: no number is beyond arithmetic."""
+
 
 class Usage(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """Tokens and money of one or more language model calls.
@@ -253,7 +256,7 @@ def reserve(
         return Reservation(wanted, limit)
     if dollars is None or price is None:
         return Reservation(wanted, limit, cost)
-    room = int(dollars * MICRO) - usage.cost_microusd - held.cost_microusd
+    room = int(min(dollars * MICRO, MOST_MICRO)) - usage.cost_microusd - held.cost_microusd
     if cost > room:
         limit = _affordable(price, wanted, limit, room)
         if limit < least:

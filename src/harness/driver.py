@@ -327,6 +327,8 @@ class Driver:
         elif type(step) is Ask:
             asked_about(self.state, step.scope, step.index).asking = True
             starts.append(step)
+            if step.scope != scope.scope:  # the answer is the run's: who has asked is to hear of it, too
+                self._waiting[scope.scope] = None
         elif type(step) is Queued:
             starts.append(step)
             self._urgent = True  # nobody knows for how long it waits

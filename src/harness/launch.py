@@ -23,7 +23,7 @@ from harness.errors import CheckpointError, ConfigChanged, ConfigError, Ownershi
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
-from harness.perform import cancel_responses
+from harness.perform import cancel_responses, writable
 from harness.plan import Plan, Task
 from harness.raising import overtaken
 from harness.records import (
@@ -207,6 +207,7 @@ class Launcher:
             what = f"question {asked!r}" if asked else "question"
             raise ConfigError(f"no {what} is open in run {run_id!r}: it has its answer, or was never asked")
         name, text, arguments = name_of(decision)
+        text, by = writable(text), writable(by)
         seal = self._wirings.people.seal
         mac = seal.sign(request.digest, name, by=by, text=text, arguments=arguments, expires_at=request.expires_at)
         await self._post(run_id, store, Answer(request.approval_id, name, by, mac, text, arguments))
@@ -214,12 +215,13 @@ class Launcher:
     async def steer(self, key: str, text: str, agent_id: str, by: str) -> None:
         """Tell agents something; see ``AgentRuntime.steer``."""
         run_id, store, _ = await self._stored(key)
-        await self._post(run_id, store, Guidance(text, by, agent_id))
+        await self._post(run_id, store, Guidance(writable(text), writable(by), agent_id))
 
     async def cancel(self, key: str, reason: str, by: str) -> None:
         """End a run for good; see ``AgentRuntime.cancel``."""
         run_id, store, _ = await self._stored(key)
-        mail = await self._post(run_id, store, Cancel(reason, by))
+        reason = writable(reason)
+        mail = await self._post(run_id, store, Cancel(reason, writable(by)))
         if (active := await self._running(run_id)) is not None:
             await asyncio.wait({active.task})
             return
@@ -529,7 +531,7 @@ def _without_limits(tasks: Sequence[Task]) -> list[Task]:
 
 def _goal(start: Start) -> str:
     """Return a goal that can be written as UTF-8."""
-    return start.goal.encode("utf-8", "replace").decode()
+    return writable(start.goal)
 
 
 def _named(state: RunState, rest: Sequence[str], key: str) -> str:

@@ -159,6 +159,8 @@ def invalid_raise(asked: str, edited: str) -> str:
         wanted = msgspec.json.decode(edited, type=_Edited)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         return f"it is not an object with a number raise_to: {error}"
+    if proposal.limit not in LIMITS:
+        return f"the question names no limit that can be raised: {proposal.limit!r}"
     for name in ("limit", "now", "spent"):
         if getattr(wanted, name) not in (None, getattr(proposal, name)):
             return f"only raise_to can be changed, not {name}"

@@ -725,8 +725,9 @@ def _scope_opened(state: RunState, record: r.ScopeOpened, _at: float) -> None:
     task.attempts += 1
     task.child = record.child
     task.closed = None
-    if not child.tainted:  # it is shown the results of what it builds on
-        child.tainted = any(plan.tasks[need].tainted for need in task.task.depends_on if need in plan.tasks)
+    if not child.tainted:  # it is shown the results of what it builds on, and why an earlier attempt failed
+        needs = (plan.tasks[need] for need in task.task.depends_on if need in plan.tasks)
+        child.tainted = task.tainted or any(need.tainted for need in needs)
     plan.begun[record.task_id] = record.attempt
     plan.running[record.agent_id] = plan.running.get(record.agent_id, 0) + 1
 

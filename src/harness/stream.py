@@ -93,7 +93,7 @@ class Viewer:
                     break
             else:
                 backlog.popleft()
-        backlog.append((len(self._log.entries), item))
+        backlog.append((self._log.seq, item))
 
     async def next(self) -> Event | None:
         """Return the next event, waiting for it; None when the run's stream has ended and all was shown."""
@@ -101,7 +101,7 @@ class Viewer:
         while not events:
             if self._backlog and self._backlog[0][0] <= self._cursor:
                 return self._show(*self._backlog.popleft())
-            if self._cursor < len(log.entries):
+            if self._cursor < log.seq:
                 self._take_entries()
             elif log.ended:
                 return None
@@ -145,16 +145,19 @@ class RunLog:
     """The entries of one run in this process, and who looks at them.
 
     Attributes:
-        entries: every entry so far.
+        entries: every entry so far; made when somebody looks at them, which in many runs is at the end.
+        seq: the last entry's place.
         ended: nothing more will come.
         wants_tokens: at least one viewer shows tokens.
     """
 
-    __slots__ = ("_loop", "_thread", "_viewers", "ended", "entries", "run_id", "wants_tokens")
+    __slots__ = ("_entries", "_loop", "_published", "_thread", "_viewers", "ended", "run_id", "seq", "wants_tokens")
 
     def __init__(self, run_id: str, entries: list[Entry]) -> None:
         self.run_id = run_id
-        self.entries = entries
+        self.seq = len(entries)
+        self._entries = entries
+        self._published: list[tuple[float, list[Record]]] = []  # and no entries yet
         self.ended = False
         self.wants_tokens = False
         self._viewers: list[Viewer] = []
@@ -162,14 +165,19 @@ class RunLog:
         self._thread = threading.get_ident()
 
     @property
-    def seq(self) -> int:
-        """The last entry's place."""
-        return len(self.entries)
+    def entries(self) -> list[Entry]:
+        """Every entry so far."""
+        if self._published:
+            published, self._published = self._published, []
+            entries = self._entries
+            for at, records in published:
+                entries += map(Entry, repeat(self.run_id), count(len(entries) + 1), repeat(at), records)
+        return self._entries
 
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
-        entries = self.entries
-        entries += map(Entry, repeat(self.run_id), count(len(entries) + 1), repeat(at), records)
+        self.seq += len(records)
+        self._published.append((at, records))
         for viewer in self._viewers:
             viewer.wake()
 

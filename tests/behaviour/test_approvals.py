@@ -375,6 +375,31 @@ async def test_an_edit_that_does_not_fit_is_refused_from_elsewhere(office: Offic
     assert await office.store.inbox(RUN) == []
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800", object()], ids=str)
+async def test_an_edit_that_is_no_json_is_no_answer(room: Office, value: object) -> None:
+    """JSON has no such numbers: null in their place would be signed, and nobody has said null."""
+    runtime = room.runtime(SEND, hitl=("send",))
+    await runtime.run_agent("clerk", "Go.", run_id=RUN)
+    with pytest.raises(ConfigError, match="edited arguments"):
+        await runtime.answer(RUN, Edit({"to": value}))  # type: ignore[dict-item]
+    assert await room.store.inbox(RUN) == []
+
+
+async def test_an_answer_with_bytes_that_are_no_text_is_taken(office: Office) -> None:
+    """As a terminal of another encoding gives them."""
+    runtime = office.runtime(SEND, hitl=("send",))
+    await runtime.run_agent("clerk", "Go.", run_id=RUN)
+    await runtime.steer(RUN, "wait\udcff", by="ann\udcff")
+    await runtime.answer(RUN, Reject("not now\udcff"), by="ann\udcff")
+    assert isinstance(await runtime.resume(RUN), Finished)
+    [answer] = await office.found(ApprovalResolved)
+    assert (answer.text, answer.by) == ("not now?", "ann?")
+    parked = office.runtime(SEND, hitl=("send",))
+    await parked.run_agent("clerk", "Go.", run_id="other")
+    await parked.cancel("other", "enough\udcff", by="ann\udcff")
+    assert (await office.found(RunCancelled, "other"))[0].reason == "enough?"
+
+
 async def test_an_edit_that_never_fits_does_not_hold_the_loop(room: Office) -> None:
     @tool
     async def send(to: str) -> str:

@@ -256,6 +256,12 @@ async def test_an_unknown_price_can_be_refused() -> None:
     assert (result.reason, len(model.requests)) == ("budget", 0)
 
 
+@pytest.mark.parametrize("dollars", [float("inf"), 1e305, 1e30])
+async def test_more_money_than_there_is_is_no_limit(dollars: float) -> None:
+    model = ScriptedLLM(["done"], price=lambda _in, out: out)
+    assert isinstance(await wired(model, dollars).run_agent("a", "Do it."), Finished)
+
+
 async def test_two_runs_of_one_model_see_their_own_spending_only() -> None:
     model = ScriptedLLM(["done"], usage=Usage(10, 5, cost_microusd=70), price=lambda _in, out: out, delay_s=0.005)
     runtime = wired(model, 1.0)

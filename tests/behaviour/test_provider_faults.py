@@ -24,11 +24,13 @@ from fake_provider import Answer, AnthropicWire, Call, OpenAIWire, Provider, Scr
 from harness import (
     AgentConfig,
     AgentRuntime,
+    AnthropicLLM,
     Failed,
     Finished,
     GuardrailConfig,
     LLMSettings,
     MemoryCheckpointStore,
+    OpenAILLM,
     Plan,
     Task,
     ToolContext,
@@ -486,3 +488,38 @@ async def test_of_twenty_calls_at_once_two_are_sent_where_the_budget_is_for_two(
     assert len(provider.requests["Do it."]) == 2
     assert result.spent.usage.cost_usd == pytest.approx(0.2)
     assert (result.spent.llm_calls, result.spent.usage.output_tokens) == (2, 2_000)
+
+
+# -- what is told of it ------------------------------------------------------------------------------------------------
+
+CANARY = "sk-canary-0123456789"
+
+
+def with_key(wire: Wire, url: str) -> OpenAILLM | AnthropicLLM:
+    """An adapter with a key, and with a password in its address."""
+    address = url.replace("://", "://somebody:pw-canary-0123@")
+    if wire.name == "openai":
+        return OpenAILLM("m-1", api_key=CANARY, base_url=f"{address}/v1")
+    return AnthropicLLM("m-1", api_key=CANARY, base_url=address)
+
+
+async def test_a_key_that_a_server_repeats_is_in_no_error_journal_or_log(
+    wire: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gateways answer a key they do not know with the key."""
+    caplog.set_level("DEBUG", logger="harness")
+    said = f"Authentication error. Received={CANARY} pw-canary-0123"
+    answers = {"Plain.": [wire.error(401, said)], "Broken.": [Answer(wire.broken_off(said))]}
+    async with providing(wire, answers) as provider:
+        llm = with_key(wire, provider.url)
+        store = MemoryCheckpointStore()
+        runtime = AgentRuntime(llm=llm, agents=[AgentConfig("a", max_llm_attempts=1)], checkpoint_store=store)
+        results = [await runtime.run_agent("a", goal, run_id=goal) for goal in answers]
+    results.append(await runtime.run_agent("a", "Down.", run_id="Down."))  # nobody listens there any more
+    journals = [repr(entry) for goal in (*answers, "Down.") for entry in [e async for e in store.read(goal)]]
+    for result in results:
+        assert isinstance(result, Failed)
+    assert "Received=***" in results[0].error
+    assert "cannot reach the model at 'http://127.0.0.1" in results[2].error
+    shown = "\n".join([*journals, *(result.error for result in results), repr(llm), caplog.text])
+    assert "canary" not in shown

@@ -25,6 +25,7 @@ from harness import (
     FileCheckpointStore,
     Finished,
     GuardrailConfig,
+    LLMError,
     LLMSettings,
     MemoryCheckpointStore,
     Parked,
@@ -45,6 +46,7 @@ from harness.hitl.predicates import Between
 from harness.llm.base import LLMRequest
 from harness.raising import LIMITS, invalid_raise, limit_in, proposed
 from harness.records import (
+    BUDGET,
     ApprovalRequested,
     ApprovalResolved,
     ApprovalVoided,
@@ -495,6 +497,43 @@ async def test_a_raise_is_none_of_another_run(room: Desks) -> None:
     assert await other.found(ApprovalVoided, "other")
 
 
+@pytest.mark.parametrize("decision", [Approve(), Edit({"raise_to": 5})], ids=["yes", "an edit"])
+async def test_a_question_that_was_changed_in_the_store_is_asked_anew(room: Desks, decision: Decision) -> None:
+    runtime = room.runtime(asks(max_llm_calls=2))
+    assert isinstance(await runtime.run_agent("clerk", "Go.", run_id=RUN), Parked)
+    other = await replanted(room, FORGED["the limit that was shown"])
+    runtime = other.runtime(asks(max_llm_calls=2))
+    await runtime.answer(RUN, decision)
+    parked = await runtime.resume(RUN)
+    assert isinstance(parked, Parked)
+    assert other.llm.requests == []
+    assert await other.found(ApprovalVoided) or await other.found(CommandRefused)
+
+
+async def test_rules_are_told_of_no_raise_that_nobody_has_signed(room: Desks) -> None:
+    """Of a raise that was put into the store before any limit was met, too: no decision has looked at it yet."""
+    limits = asks(max_total_cost_usd=0.03)
+    assert isinstance(await room.runtime(limits).run_agent("clerk", "Go.", run_id=RUN), Finished)
+    asked = ApprovalRequested(
+        "q", "", "budget", '{"limit":"max_total_cost_usd","now":0.03,"spent":0,"raise_to":100}', 1, BUDGET, "", "budget"
+    )
+    forged = [asked, ApprovalResolved("q", "approve", "eve", "0" * 64, 1, BUDGET)]
+    entries = [entry.record async for entry in room.store.read(RUN)]
+    before = next(place for place, record in enumerate(entries) if isinstance(record, LLMStarted))
+    store = MemoryCheckpointStore()
+    owner = await store.claim(RUN, this_process())
+    await store.append(RUN, 0, [*entries[:before], *forged], owner=owner)
+    await store.release(owner)
+    seen: list[float] = []
+
+    def rules(asked: GatedCall) -> Judged:
+        seen.append(asked.raised_usd)
+        return Judged("allow")
+
+    assert isinstance(await Desks(store, room.log.parent).runtime(limits, policy=rules).resume(RUN), Finished)
+    assert seen == [0.0, 0.0, 0.0]
+
+
 # -- many agents -------------------------------------------------------------------------------------------------------
 
 
@@ -571,6 +610,60 @@ async def test_delegated_work_asks_too(room: Desks) -> None:
     )
     assert isinstance(await runtime.run_agent("clerk", "Go.", run_id=RUN), Finished)
     assert sorted(str(about(asked)["limit"]) for asked in desk.asked) == ["max_llm_calls", "max_tool_calls"]
+
+
+async def test_who_has_asked_goes_on_at_the_yes_whatever_others_are_at_by_then(room: Desks) -> None:
+    """Somebody else's call may have begun while it was asked: where it takes long, nobody waits for it."""
+    both, beside, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    tried: list[None] = []
+
+    class Model(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[object]:  # type: ignore[override]
+            said = sum(message.role == "assistant" for message in request.messages)
+            if "first" in request.messages[0].text:
+                if said == 2:
+                    done.set()
+            elif not tried:
+                tried.append(None)
+                await both.wait()
+                raise LLMError("busy", transient=True)  # so that it is between two calls when the limit is met
+            else:
+                beside.set()
+                await asyncio.wait_for(done.wait(), 5)
+            async for delta in super().stream(request):
+                yield delta
+
+    def reply(request: LLMRequest) -> Reply:
+        said = sum(message.role == "assistant" for message in request.messages)
+        if request.response_schema is not None:
+            return '{"answer": "All done.", "confidence": 1}'
+        return (
+            [call("look", at="a"), call("look", at="b"), "Done."] if "first" in request.messages[0].text else ["Done."]
+        )[said]
+
+    async def look(at: str) -> str:
+        """Look somewhere."""
+        both.set()
+        return at
+
+    class Slow(Desk):
+        async def decide(self, request: ApprovalRequest, /) -> Decision | None:
+            await beside.wait()
+            return await super().decide(request)
+
+    runtime = AgentRuntime(
+        llm=Model(reply),
+        agents=[AgentConfig("clerk")],
+        tools=[look],
+        checkpoint_store=room.store,
+        guardrail_config=asks(max_tool_calls=1),
+        approver=Slow(Approve()),
+        auto_resume=False,
+    )
+    plan = Plan([Task("t", "clerk", "The first."), Task("u", "clerk", "The second.")])
+    result = await runtime.run_plan(plan, goal="All.", run_id=RUN)
+    assert isinstance(result, Finished), result.error
+    assert [str(record.error) for record in await room.found(LLMFailed)] == ["busy"]  # type: ignore[attr-defined]
 
 
 # -- time --------------------------------------------------------------------------------------------------------------

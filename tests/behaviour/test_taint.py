@@ -248,6 +248,23 @@ async def test_results_of_tasks_taint_the_tasks_that_build_on_them_and_no_other(
     assert sorted(map(str, world.of("send"))) == ["False", "True", "True"]
 
 
+async def test_another_attempt_at_a_task_is_as_tainted_as_the_one_before(world: World) -> None:
+    """It is told what was wrong with that one, in words that a reply may have chosen."""
+
+    def reply(request: LLMRequest) -> Reply:
+        if request.response_schema is not None:
+            return '{"answer": "All done.", "confidence": 1}'
+        said = sum(message.role == "assistant" for message in request.messages)
+        if "earlier attempt" in request.messages[0].text:
+            return [call("send", to="ann"), "Done."][said]
+        return call("fetch", url="http://a.org") if not said else ""  # which is no reply at all
+
+    plan = Plan([Task("read", "clerk", "Read it.", on_failure="retry", max_retries=1)])
+    result = await world.runtime(reply).run_plan(plan, goal="All.", run_id=RUN)
+    assert isinstance(result, Finished), result.error
+    assert world.of("send") == [True]
+
+
 async def test_a_planner_that_was_told_what_came_from_outside_taints_what_it_plans_next(world: World) -> None:
     plans: list[dict[str, object]] = [
         {"rationale": "", "tasks": [{"id": "a", "agent_id": "clerk", "instruction": "Fetch.", "max_retries": 0}]},

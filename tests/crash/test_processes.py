@@ -120,6 +120,8 @@ async def test_no_file_of_this_process_stays_open() -> None:
         await run_process("true")
         with pytest.raises(ToolError):
             await run_process("no-such-program")
+        with pytest.raises(ToolError, match="cannot run 'echo'"):
+            await run_process("echo", 5)  # type: ignore[arg-type]  # as a careless tool does
     assert open_files() == before
 
 

@@ -301,14 +301,18 @@ def test_a_loop_that_was_closed_while_it_waited_holds_nobody_up() -> None:
     ("limits", "said"),
     [
         ({"requests_per_minute": 0}, r"RateLimit\(requests_per_minute=\) must be more than 0"),
+        (
+            {"tokens_per_minute": float("inf")},
+            r"RateLimit\(tokens_per_minute=\) must be more than 0, or None for no limit",
+        ),
         ({"max_concurrent": -1}, r"RateLimit\(max_concurrent=\) must be more than 0"),
         ({"window_s": 0}, r"RateLimit\(window_s=\) must be a number of seconds"),
         ({"requests_per_minute": 6, "window_s": 1}, "make window_s 10 or more"),
     ],
 )
-def test_a_limit_that_makes_no_sense_is_refused(limits: dict[str, int], said: str) -> None:
+def test_a_limit_that_makes_no_sense_is_refused(limits: dict[str, float], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        RateLimit(**limits)
+        RateLimit(**limits)  # type: ignore[arg-type]
 
 
 # -- the breaker --------------------------------------------------------------------------------
@@ -438,6 +442,14 @@ def test_wrong_wiring_is_refused() -> None:
         GovernedLLM(only)
     with pytest.raises(ConfigError, match="obeys this RateLimit already"):
         GovernedLLM(GovernedLLM(only, limit), limit)
+    for within in (
+        FallbackLLM(only, GovernedLLM(only, limit)),
+        RoutingLLM(lambda _: "a", {"a": GovernedLLM(only, limit)}),
+        GovernedLLM(GovernedLLM(only, limit), RateLimit(max_concurrent=2)),
+    ):
+        with pytest.raises(ConfigError, match="obeys this RateLimit already"):
+            GovernedLLM(within, limit)
+    GovernedLLM(FallbackLLM(only, GovernedLLM(only, limit)), RateLimit(max_concurrent=1))
     with pytest.raises(ConfigError, match="needs models"):
         RoutingLLM(lambda _: "a", {})
     with pytest.raises(ConfigError, match="must be a function"):

@@ -117,7 +117,7 @@ class AnthropicLLM:
         await self._messages.clients.aclose()
 
     def __repr__(self) -> str:
-        return f"AnthropicLLM({self.name!r}, base_url={self._messages.server.base_url!r})"
+        return f"AnthropicLLM({self.name!r}, base_url={self._messages.server.shown_url!r})"
 
 
 class _Messages:

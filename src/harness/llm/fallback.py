@@ -53,6 +53,11 @@ class FallbackLLM:
             self._labels.append(f"{label} #{same + 1}" if same else label)
         self.name = " > ".join(self._labels)
 
+    @property
+    def made_of(self) -> tuple[GovernedLLM, ...]:
+        """The models, in their order."""
+        return self._models
+
     def turn(self, request: LLMRequest, /, *, tokens: int, after: LLMFailed | None) -> Turn:
         """Choose a model and get in its line."""
         index = self._choose(after)

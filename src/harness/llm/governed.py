@@ -12,7 +12,7 @@ from harness.llm.base import LLM, LLMDelta, LLMRequest, PricesCalls, Reattaches,
 from harness.llm.breaker import CircuitBreaker
 from harness.llm.rate import MAX_PAUSE_S, RateLimit, Ticket
 from harness.llm.text import as_llm
-from harness.llm.turns import turn_of
+from harness.llm.turns import MadeOf, turn_of
 from harness.records import LLMFailed
 from harness.working_memory import chars_over_four, part_tokens
 
@@ -32,7 +32,7 @@ class GovernedLLM:
         breaker: fails calls at once while the model is down.
 
     Raises:
-        ConfigError: there is neither limit nor breaker, or the model obeys the same limit already.
+        ConfigError: there is neither limit nor breaker, or the model obeys the same limit already, be it in a part.
 
     >>> class Mine:
     ...     async def complete(self, system, messages):
@@ -45,9 +45,9 @@ class GovernedLLM:
     def __init__(self, llm: object, limit: RateLimit | None = None, *, breaker: CircuitBreaker | None = None) -> None:
         if limit is None and breaker is None:
             raise ConfigError("GovernedLLM needs a RateLimit, breaker=CircuitBreaker(), or both")
-        if isinstance(llm, GovernedLLM) and limit is not None and llm.limit is limit:
-            raise ConfigError(f"{llm.name!r} obeys this RateLimit already: a call would wait for itself")
         self._llm: LLM = as_llm(llm)
+        if limit is not None and (obeys := _that_obeys(self._llm, limit)) is not None:
+            raise ConfigError(f"{obeys.name!r} obeys this RateLimit already: a call would wait for itself")
         self.name = self._llm.name
         self.provider = self._llm.provider
         self.limit = limit
@@ -55,6 +55,11 @@ class GovernedLLM:
         self._asked_until = 0.0
         if isinstance(self._llm, Reattaches):
             self.cancel_response = self._llm.cancel_response  # what it governs can be taken up, and so can it
+
+    @property
+    def made_of(self) -> tuple[LLM]:
+        """The model it governs."""
+        return (self._llm,)
 
     @property
     def down_s(self) -> float:
@@ -205,6 +210,14 @@ class _GovernedTurn:
     def _settle(self, tokens: int) -> None:
         if self._limit is not None and self._ticket is not None:
             self._limit.settle(self._ticket, tokens)
+
+
+def _that_obeys(llm: LLM, limit: RateLimit) -> GovernedLLM | None:
+    """Return the model within another that obeys a limit."""
+    if isinstance(llm, GovernedLLM) and llm.limit is limit:
+        return llm
+    parts = llm.made_of if isinstance(llm, MadeOf) else ()
+    return next((found for part in parts if (found := _that_obeys(part, limit)) is not None), None)
 
 
 def _worst_case(request: LLMRequest, most: int | None) -> int:

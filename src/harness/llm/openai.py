@@ -109,7 +109,7 @@ class OpenAILLM:
         await self._chat.clients.aclose()
 
     def __repr__(self) -> str:
-        return f"OpenAILLM({self.name!r}, base_url={self._chat.server.base_url!r})"
+        return f"OpenAILLM({self.name!r}, base_url={self._chat.server.shown_url!r})"
 
 
 class _ChatCompletions:

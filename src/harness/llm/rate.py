@@ -93,7 +93,7 @@ class RateLimit:
             "max_concurrent": max_concurrent,
         }
         for name, value in self._limits.items():
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < NEVER:
                 raise ConfigError(f"RateLimit({name}=) must be more than 0, or None for no limit, not {value!r}")
         if not 0 < window_s < NEVER:
             raise ConfigError(f"RateLimit(window_s=) must be a number of seconds above 0, not {window_s!r}")

@@ -45,6 +45,11 @@ class RoutingLLM:
         self._models: dict[str, LLM] = {name: as_llm(llm) for name, llm in models.items()}
         self.name = ", ".join(f"{name}={llm.provider}:{llm.name}" for name, llm in self._models.items())
 
+    @property
+    def made_of(self) -> tuple[LLM, ...]:
+        """The models it chooses among."""
+        return tuple(self._models.values())
+
     def turn(self, request: LLMRequest, /, *, tokens: int, after: LLMFailed | None) -> Turn:
         """Choose a model and get in its line.
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MAX_RETRY_AFTER_S = 3600.0
 NO_KEY = "none"
 """Sent to a server of one's own, which asks for no key; the SDKs insist on one."""
+
+MIN_SECRET_CHARS = 8
+"""Characters from which on a key or a password is hidden in what is told: a shorter one may be a part of a word."""
 
 
 class Service(NamedTuple):
@@ -74,6 +77,9 @@ class Server:
         base_url: the server's address; None takes the environment's, else the provider's own.
         timeout_s: seconds to wait for a connection, for the first byte and for each next one.
 
+    Attributes:
+        shown_url: the address without a name and a password, for people.
+
     Raises:
         ConfigError: there is no key for the provider itself, or a setting is out of range.
 
@@ -98,6 +104,15 @@ class Server:
         if key is None:
             raise ConfigError(f"{service.adapter} needs a key: set {service.key_variable} or pass api_key=")
         self.api_key = key
+        self.shown_url = urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
+        secrets = (key, url.password or "", unquote(url.password or ""))
+        self._secrets = tuple(secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS)
+
+    def hide(self, text: str) -> str:
+        """Take the key and the address's password out of a text: gateways repeat what they do not accept."""
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        return text
 
 
 def _is_loopback(host: str) -> bool:
@@ -176,13 +191,25 @@ class Said(NamedTuple):
 
 @contextmanager
 def translated(server: Server, errors: SdkErrors, read_body: Callable[[object], Said]) -> Generator[None]:
-    """Turn what an SDK and the transport raise into an LLMError.
+    """Turn what an SDK and the transport raise into an LLMError that tells no key.
 
     Args:
         server: where the call goes.
         errors: the SDK's exceptions.
         read_body: reads the body of an HTTP error, which may be anything.
     """
+    try:
+        with _as_llm_errors(server, errors, read_body):
+            yield
+    except LLMError as error:
+        error.args = (server.hide(str(error)),)
+        if isinstance(error, LLMHTTPError):
+            error.body = server.hide(error.body)
+        raise
+
+
+@contextmanager
+def _as_llm_errors(server: Server, errors: SdkErrors, read_body: Callable[[object], Said]) -> Generator[None]:
     import httpx2
 
     try:
@@ -193,7 +220,7 @@ def translated(server: Server, errors: SdkErrors, read_body: Callable[[object], 
         text = f"{server.provider} sent nothing for {server.timeout_s:g} s"
         raise LLMError(text, transient=True, billed=_was_sent(error)) from None
     except errors.connection as error:
-        text = f"cannot reach the model at {server.base_url!r}: {error.__cause__ or error}"
+        text = f"cannot reach the model at {server.shown_url!r}: {error.__cause__ or error}"
         raise LLMError(text, transient=True, billed=_was_sent(error)) from None
     except errors.any as error:
         raise LLMError(f"the {server.service.name} SDK refused the call: {error}") from None
@@ -224,7 +251,7 @@ def _status_error(server: Server, status: int, said: Said, headers: Mapping[str,
     hint = _HINTS.get(status)
     if status == 401:
         hint = f"the key was not accepted; check {server.service.key_variable} or api_key="
-    words = " ".join(said.text.split())[:500]
+    words = server.hide(" ".join(said.text.split()))[:500]
     text = ": ".join(filter(None, (f"{server.provider} answered HTTP {status}", hint, words)))
     if said.refused:
         return LLMRefused(text)

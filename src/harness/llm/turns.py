@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from harness.llm.base import LLM, LLMDelta, LLMRequest, TakesTurns, Turn
 from harness.records import LLMFailed
+
+
+@runtime_checkable
+class MadeOf(Protocol):
+    """A model that is made of others."""
+
+    @property
+    def made_of(self) -> Sequence[LLM]:
+        """The models it asks."""
+        ...
 
 
 class OpenTurn:

@@ -11,10 +11,9 @@ import datetime
 from collections.abc import Mapping, Sequence
 
 from harness.approval import GatedCall, approval_id, canonical, digest_of, what_is_wrong
-from harness.raising import raised_to
 from harness.records import ApprovalKind, ApprovalRequested, ApprovalResolved, ApprovalVoided, ToolFinished
 from harness.state import CallState, RunState, ScopeState
-from harness.strategies.base import Ask, RunConfig
+from harness.strategies.base import Ask, RunConfig, limits_of
 from harness.tools.base import ToolSpec
 
 MAX_ASKED = 5
@@ -66,7 +65,7 @@ def gate(
         return None if call.asking else Ask(scope.scope, index, call.request.approval_id)
     if config.gate is None:
         return Passed()
-    judged = config.gate(_seen(scope, run, spec, call.call.arguments, uses))
+    judged = config.gate(_seen(scope, run, config, spec, call.call.arguments, uses))
     if judged.action == "allow":
         return Passed(rules=judged.used)
     if judged.action == "forbid":
@@ -76,7 +75,9 @@ def gate(
     return question(scope, run, config, index, spec, reason=judged.reason, session=judged.session)
 
 
-def _seen(scope: ScopeState, run: RunState, spec: ToolSpec, arguments: str, uses: Mapping[str, int]) -> GatedCall:
+def _seen(
+    scope: ScopeState, run: RunState, config: RunConfig, spec: ToolSpec, arguments: str, uses: Mapping[str, int]
+) -> GatedCall:
     """Return what the gate may look at."""
     return GatedCall(
         spec.name,
@@ -87,8 +88,14 @@ def _seen(scope: ScopeState, run: RunState, spec: ToolSpec, arguments: str, uses
         run.spent.usage.cost_microusd,
         uses,
         scope.tainted or (None if run.taint_unknown else False),
-        raised_to(run, "max_total_cost_usd"),
+        _raised_usd(run, config) if run.raises else 0.0,
     )
+
+
+def _raised_usd(run: RunState, config: RunConfig) -> float:
+    """Return the limit on money where people have raised it; answers that do not hold count for nothing."""
+    dollars = limits_of(run, config).max_total_cost_usd
+    return dollars if dollars is not None and dollars != config.limits.max_total_cost_usd else 0.0
 
 
 def in_doubt(scope: ScopeState, run: RunState, config: RunConfig, index: int, spec: ToolSpec) -> Outcome:
@@ -252,7 +259,7 @@ def _edited(
 ) -> Passed | ApprovalVoided | ToolFinished:
     """Judge edited arguments anew: a person may say yes where the rules ask, not where they forbid."""
     if config.gate is not None:
-        judged = config.gate(_seen(scope, run, spec, answer.arguments, run.uses))
+        judged = config.gate(_seen(scope, run, config, spec, answer.arguments, run.uses))
         if judged.action == "forbid":
             reason = f"the edited arguments are forbidden: {judged.reason or judged.rule}"
             if scope.calls[index].asked >= MAX_ASKED:

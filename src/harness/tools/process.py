@@ -135,7 +135,7 @@ class _Program:
                 env={**given, MARK: marks},
                 start_new_session=True,
             )
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, IndexError, TypeError) as error:
             for pipe in self._pipes:
                 pipe.close()
             raise ToolError(f"cannot run {argv[0] if argv else 'a program without a name'!r}: {error}") from error
