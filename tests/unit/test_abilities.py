@@ -188,6 +188,9 @@ OTHERS = [
     (400, error("max_tokens is too large: 100000. This model supports at most 16384 completion tokens.")),
     (400, error("This model's maximum context length is 4097 tokens. However, your messages resulted in 5000 tokens.")),
     (400, error("'temperature' must be between 0 and 2")),
+    (400, error("temperature is not allowed to be above 2")),
+    (400, error("The tools backend is temporarily unavailable, please try again later.")),
+    (500, error("vision encoder unavailable")),
     (400, error("Unsupported value: 'reasoning_effort' does not support 'minimal'. Supported values are: 'low'.")),
     (
         400,

@@ -94,7 +94,16 @@ _REASONING_WITH_TOOLS = re.compile(r"function tools with reasoning", re.IGNORECA
 _EFFORT = _refusal(r"reasoning[_. ]effort|\bthink(?:ing)?\b|\breasoning\b")
 _TEMPERATURE = _refusal(r"\btemperature\b")
 _ONE_TEMPERATURE = re.compile(r"invalid temperature: only", re.IGNORECASE)
-_OTHER_VALUES = re.compile(r"supported values|must be (?:one of|between)|input should be", re.IGNORECASE)
+_OTHER_VALUES = re.compile(
+    r"supported values|must be (?:one of|between)|input should be|\b(?:above|below|greater|less|range)\b|"
+    r"at (?:most|least)",
+    re.IGNORECASE,
+)
+_WILL_PASS = re.compile(
+    r"temporar|\btry again|\bretry\b|overload|"
+    r"(?:backend|encoder|engine|worker)s?\b[^\n]{0,40}(?:unavailable|not ready|down\b)",
+    re.IGNORECASE,
+)
 _SYSTEM = re.compile(
     rf"(?:system (?:role|prompt|message)s?|role.{{0,20}}\bsystem\b)[^\n]{{0,60}}?{_REFUSED}|"
     rf"\.role['\"]?[^\n]{{0,20}}{_REFUSED}[^\n]{{0,10}}\bsystem\b|only user and assistant roles",
@@ -163,7 +172,7 @@ def missing_ability(status: int, said: str, sent: Mapping[str, JSON]) -> Ability
 
     Returns:
         The part, or None where the error is about something else: a wrong key, a schema with a mistake in it, an
-        image that cannot be read, a number out of range.
+        image that cannot be read, a number out of range, or it will pass.
 
     >>> missing_ability(400, "registry.ollama.ai/library/gemma3:4b does not support tools", {"tools": [{}]})
     'tools'
@@ -173,6 +182,8 @@ def missing_ability(status: int, said: str, sent: Mapping[str, JSON]) -> Ability
     if status not in STATUSES or not said or said.lstrip().startswith("<"):
         return None
     said = said[:MAX_READ_CHARS].replace("\\", "")
+    if _WILL_PASS.search(said):
+        return None
     if _FORBIDDEN.search(said) and (names := _LOCATION.findall(said)):
         return next((ability for ability in ABILITIES if ability in names and ability in sent), None)
     return next(
