@@ -104,7 +104,12 @@ def _mapping(value: JSON) -> Mapping[str, JSON]:
 
 
 def step_schema(
-    tools: Sequence[ToolSpec], *, parallel_calls: bool, confidence: bool, answer: ToolSpec | None = None
+    tools: Sequence[ToolSpec],
+    *,
+    parallel_calls: bool,
+    confidence: bool,
+    answer: ToolSpec | None = None,
+    may_finish: bool = True,
 ) -> Schema:
     """Build the JSON schema of a step: one form for each tool, several calls at once, or the answer.
 
@@ -128,7 +133,8 @@ def step_schema(
     finish: Schema = {"thought": thought, "action": {"const": FINISH}, "answer": given}
     if confidence:
         finish["confidence"] = {"type": "number", "minimum": 0, "maximum": 1}
-    forms.append(_closed(finish))
+    if may_finish:
+        forms.append(_closed(finish))
     schema: Schema = {"anyOf": forms}
     if definitions:
         schema["$defs"] = definitions
@@ -188,6 +194,15 @@ def repeated(messages: Sequence[Message]) -> frozenset[str]:
                     vain.clear()
                 seen.add(outcome)
     return frozenset(vain)
+
+
+def has_only_failed(messages: Sequence[Message]) -> bool:
+    """Say whether the model has tried one thing so far, and that failed.
+
+    A weak model tends to answer then, out of nothing. Once it is held to looking further; a second failure may be told.
+    """
+    tried = [message for message in messages if message.role == "tool"]
+    return len(tried) == 1 and all(part.is_error for part in tried[0].parts if isinstance(part, ToolResult))
 
 
 def rendered(request: LLMRequest) -> list[Message]:

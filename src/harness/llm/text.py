@@ -12,7 +12,7 @@ from harness.llm.complete import CompleteLLM, Completes
 from harness.llm.replies import holds_tool_call, split_thinking
 from harness.llm.schema import SchemaLLM
 from harness.llm.step import Malformed, Step, parse_step
-from harness.llm.step_prompt import rendered, repeated, step_prompt, step_schema
+from harness.llm.step_prompt import has_only_failed, rendered, repeated, step_prompt, step_schema
 from harness.llm.step_view import StepView
 from harness.messages import JSON, Part, Reasoning, Text, ToolCall
 from harness.tools.answer import has_confidence
@@ -61,19 +61,27 @@ class TextReActLLM:
         tools, confidence, told = tuple(request.tools), request.confidence, self._told
         if told is None or told.tools != tools or told.confidence != confidence or told.answer != request.answer_tool:
             told = self._told = self._write(tools, confidence, request.answer_tool)
-        if vain := repeated(request.messages):
-            others = tuple(spec for spec in tools if spec.name not in vain)
-            told = msgspec.structs.replace(told, schema=self._write(others, confidence, request.answer_tool).schema)
+        vain = repeated(request.messages)
+        others = tuple(spec for spec in tools if spec.name not in vain)
+        reading = tuple(spec for spec in others if spec.effect == "read" and spec.name != request.answer_tool)
+        if reading and has_only_failed(request.messages):
+            # What has an effect is left out, too: nothing of that kind is anybody to be made to do.
+            schema = self._write(reading, confidence, "", may_finish=False).schema
+            return msgspec.structs.replace(told, schema=schema)
+        if vain:
+            return msgspec.structs.replace(told, schema=self._write(others, confidence, request.answer_tool).schema)
         return told
 
-    def _write(self, tools: tuple[ToolSpec, ...], confidence: bool, answer_tool: str) -> _Told:
+    def _write(
+        self, tools: tuple[ToolSpec, ...], confidence: bool, answer_tool: str, *, may_finish: bool = True
+    ) -> _Told:
         """Write prompt and schema. The answer is no tool here: its schema is that of the last step's ``answer``."""
         answer = next((spec for spec in tools if spec.name == answer_tool), None)
         others = [spec for spec in tools if spec is not answer]
         sure = confidence or (answer is not None and has_confidence(answer))
         parallel = self._parallel_calls
         prompt = step_prompt(others, parallel_calls=parallel, confidence=sure, answer=answer)
-        schema = step_schema(others, parallel_calls=parallel, confidence=sure, answer=answer)
+        schema = step_schema(others, parallel_calls=parallel, confidence=sure, answer=answer, may_finish=may_finish)
         return _Told(tools, confidence, answer_tool, prompt, schema)
 
     def _read(self, request: LLMRequest, reply: LLMResponse) -> LLMResponse:
