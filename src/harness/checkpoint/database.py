@@ -47,7 +47,7 @@ APPLICATION_ID = 0x72616831
 
 SCHEMA_VERSION = 1
 
-CHUNK = 1000
+CHUNK = 200
 """How many batches are read at a time."""
 
 _PAGE_SIZE = 2048  # a commit writes whole pages, and a step is about 500 bytes
