@@ -221,6 +221,7 @@ async def test_no_key_and_no_address_is_in_a_file(llmock: LLMock, tmp_path: Path
     cassette = CassetteLLM(path)
     assert (cassette.provider, cassette.name) == (llm.provider, llm.name)
     assert cassette.price(1_000, 10) == llm.price(1_000, 10)
+    await llm.aclose()
 
 
 async def test_a_reply_comes_in_pieces(tmp_path: Path) -> None:

@@ -337,9 +337,11 @@ async def test_a_fork_in_python_goes_on_with_the_model_of_the_runtime(llmock: LL
         looked.append(where)
         return f"nothing in {where}"
 
+    models: list[OpenAILLM] = []
+
     def runtime(model: str) -> AgentRuntime:
-        llm = OpenAILLM(model=model, base_url=llmock.base_url(), api_key="k")
-        return AgentRuntime(llm=llm, agents=[AgentConfig("a")], tools=[look], checkpoint_store=store)
+        models.append(OpenAILLM(model=model, base_url=llmock.base_url(), api_key="k"))
+        return AgentRuntime(llm=models[-1], agents=[AgentConfig("a")], tools=[look], checkpoint_store=store)
 
     store = SQLiteCheckpointStore(tmp_path / "runs.db")
     llmock.call_tool("look", {"where": "here"}).call_tool("look", {"where": "there"}).reply("Nowhere.")
@@ -358,4 +360,6 @@ async def test_a_fork_in_python_goes_on_with_the_model_of_the_runtime(llmock: LL
     result = await other.resume(fork)
     assert result.spent.llm_calls == 2
     assert first.spent.llm_calls == 3
+    for llm in models:
+        await llm.aclose()
     await store.close()

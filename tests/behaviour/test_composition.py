@@ -67,13 +67,15 @@ class Server:
         self.times: list[float] = []
         self.now = self.most = 0
         self.url = ""
+        self.given: list[OpenAILLM] = []
 
     @property
     def asked(self) -> int:
         return len(self.times)
 
     def llm(self) -> OpenAILLM:
-        return OpenAILLM(self.model, base_url=self.url)
+        self.given.append(OpenAILLM(self.model, base_url=self.url))
+        return self.given[-1]
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -103,6 +105,8 @@ async def serving(*answers: Answer) -> AsyncIterator[list[Server]]:
     try:
         yield servers
     finally:
+        for llm in [llm for server in servers for llm in server.given]:
+            await llm.aclose()
         for listener in listeners:
             listener.close()
 

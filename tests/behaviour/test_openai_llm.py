@@ -782,6 +782,7 @@ async def test_llmock_statuses(llmock: LLMock, status: int) -> None:
     assert len(llmock.requests) == 1
     _, reply = await ask(llm)
     assert reply.finish == "stop"
+    await llm.aclose()
 
 
 @pytest.mark.parametrize("fault", ["truncate", "disconnect", "corrupt"])
@@ -796,6 +797,7 @@ async def test_llmock_streams(llmock: LLMock, fault: str, after: int) -> None:
     [made] = reply.parts
     assert isinstance(made, ToolCall)
     assert (made.name, json.loads(made.arguments)) == ("get_weather", {"city": "Paris"})
+    await llm.aclose()
 
 
 # -- tool calls as text ---------------------------------------------------------------------------------------------

@@ -159,6 +159,7 @@ class ResponsesServer:
         self.on_retrieve: Callable[[bool], tuple[int, dict] | None] = lambda _stream: None
         self.whole_only = False
         self.url = ""
+        self._forgotten: list[_Kept] = []
         self._ids = (f"resp_{number}" for number in itertools.count(1))
         self._news = asyncio.Condition()
         self._closing = asyncio.Event()
@@ -177,7 +178,7 @@ class ResponsesServer:
 
     def forget(self, response_id: str) -> None:
         """Keep a response no longer."""
-        del self.responses[response_id]
+        self._forgotten.append(self.responses.pop(response_id))
 
     async def _note(self, line: str) -> None:
         async with self._news:
@@ -244,7 +245,7 @@ class ResponsesServer:
 
     async def close(self) -> None:
         self._closing.set()
-        for kept in self.responses.values():
+        for kept in (*self.responses.values(), *self._forgotten):
             kept.let_go.set()
             await kept.writing
 
