@@ -43,7 +43,8 @@ OPENAI = Service("OpenAI", "https://api.openai.com/v1", "an OpenAI-compatible AP
 class OpenAILLM(SdkLLM):
     """A model behind the chat-completions protocol.
 
-    One attempt per call: retries are the driver's. Concurrent runs may share one object.
+    One attempt per call: retries are the driver's. Concurrent runs may share one object. ``async with`` closes its
+    connections at the end of the block.
 
     A server that answers that it does not take a part of a request (tools, a JSON schema, images, ``stream_options``,
     a setting) is asked again at once without that part, which is left out from then on; a warning says so. Tool calls

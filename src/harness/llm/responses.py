@@ -53,7 +53,8 @@ class OpenAIResponsesLLM(SdkLLM):
     """A model behind the Responses protocol.
 
     One attempt per call: retries are the driver's. Concurrent runs may share one object. What the model thought is
-    kept as the API sent it and sent back in the steps that follow.
+    kept as the API sent it and sent back in the steps that follow. ``async with`` closes its connections at the end of
+    the block.
 
     Args:
         model: the model's name.

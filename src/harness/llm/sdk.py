@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
@@ -371,7 +371,7 @@ def _call(tokens: Usage, model: str) -> CallUsage:
 
 
 class SdkLLM:
-    """What an adapter offers besides its calls.
+    """What an adapter offers besides its calls; as a context manager it closes its connections at the end of the block.
 
     Args:
         model: the model that is asked.
@@ -399,6 +399,12 @@ class SdkLLM:
     async def aclose(self) -> None:
         """Close idle connections. Optional: they are closed with the event loop too."""
         await self._clients.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, base_url={self._server.shown_url!r})"
