@@ -487,7 +487,7 @@ class Driver:
 
     def _arrive(self) -> None:
         """Tell the loop that the running task has its outcome: it has ended by the time the loop looks."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)  # to be told the loop spares it a call of the system
         assert task is not None
         self._arrived.append(task)
         if self._wake is not None and not self._wake.done():

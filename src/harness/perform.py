@@ -301,7 +301,7 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
         writable(response.model) if response.model else "",
         writable(response.response_id) if response.response_id else "",
         writable(response.malformed) if response.malformed else "",
-        _sure(response.confidence),
+        None if response.confidence is None else _sure(response.confidence),
         tokens,
         estimated,
     )

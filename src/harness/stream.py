@@ -150,29 +150,29 @@ class Trace(Sequence[Entry]):
         run_id: the run.
         entries: those that were read.
 
+    Attributes:
+        added: what was appended since and nobody has looked at: when, in seconds since the epoch, and the records.
+
     >>> from harness.records import Noted
     >>> trace = Trace("r1", [])
-    >>> trace.add(0.0, [Noted(1, "malformed", "again, please")])
+    >>> trace.added.append((0.0, [Noted(1, "malformed", "again, please")]))
     >>> [entry.seq for entry in trace]
     [1]
     """
 
-    __slots__ = ("_added", "_entries", "_run_id")
+    __slots__ = ("_entries", "_run_id", "added")
 
     def __init__(self, run_id: str, entries: list[Entry]) -> None:
         self._run_id = run_id
         self._entries = entries
-        self._added: list[tuple[float, list[Record]]] = []  # and no entries yet
-
-    def add(self, at: float, records: list[Record]) -> None:
-        """Add what was appended at a time, in seconds since the epoch."""
-        self._added.append((at, records))
+        self.added: list[tuple[float, list[Record]]] = []
 
     @property
     def entries(self) -> list[Entry]:
         """The entries as they are kept; whoever has them sees those that are added later only by asking again."""
-        if self._added:
-            added, self._added = self._added, []
+        if self.added:
+            added = [*self.added]
+            self.added.clear()
             entries = self._entries
             for at, records in added:
                 entries += map(Entry, repeat(self._run_id), count(len(entries) + 1), repeat(at), records)
@@ -215,12 +215,13 @@ class RunLog:
         wants_tokens: at least one viewer shows tokens.
     """
 
-    __slots__ = ("_loop", "_thread", "_viewers", "ended", "run_id", "seq", "trace", "wants_tokens")
+    __slots__ = ("_added", "_loop", "_thread", "_viewers", "ended", "run_id", "seq", "trace", "wants_tokens")
 
     def __init__(self, run_id: str, entries: list[Entry]) -> None:
         self.run_id = run_id
         self.seq = len(entries)
         self.trace = Trace(run_id, entries)
+        self._added = self.trace.added
         self.ended = False
         self.wants_tokens = False
         self._viewers: list[Viewer] = []
@@ -235,7 +236,7 @@ class RunLog:
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
         self.seq += len(records)
-        self.trace.add(at, records)
+        self._added.append((at, records))
         for viewer in self._viewers:
             viewer.wake()
 

@@ -471,7 +471,8 @@ class Database:
 def _status(records: Sequence[Record]) -> RunStatus | None:
     status = None
     for record in records:
-        status = final_status(record) or status
+        if (found := final_status(record)) is not None:
+            status = found
     return status
 
 
