@@ -537,9 +537,35 @@ async def test_a_forged_answer_does_not_keep_a_question_open(office: Office) -> 
     while not (asked := await office.found(ApprovalRequested)):
         await asyncio.sleep(0.01)
     await office.store.post(RUN, Answer(asked[0].approval_id, "approve", "eve", "0" * 64))
-    assert isinstance(await asyncio.wait_for(running, 10), Finished | Parked)
-    assert isinstance(await office.runtime(SEND).resume(RUN), Finished)
+    assert isinstance(await asyncio.wait_for(running, 10), Finished)
     assert office.effects() == []
+    assert [said.decision for said in await office.found(ApprovalResolved)] == ["expired"]
+    assert len(await office.found(CommandRefused)) == 1
+
+
+@pytest.mark.parametrize("driven", [False, True], ids=["parked", "driven"])
+async def test_an_honest_answer_after_a_forged_one_is_taken(office: Office, driven: bool) -> None:
+    nobody = Nobody()
+    runtime = office.runtime(SEND, approver=nobody if driven else None)
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    if driven:
+        await asyncio.wait_for(nobody.busy.wait(), 5)
+        [asked] = await office.runtime(SEND).pending(RUN)
+    else:
+        [asked] = (await running).waiting  # type: ignore[union-attr]
+    for mac in ("", "0" * 64):
+        await office.store.post(RUN, Answer(asked.approval_id, "reject", "eve", mac))
+    await office.runtime(SEND).answer(RUN, Approve(), by="ann")
+    await office.store.post(RUN, Answer(asked.approval_id, "reject", "eve", "1" * 64))
+    result = await (asyncio.wait_for(running, 10) if driven else office.runtime(SEND).resume(RUN))
+    assert isinstance(result, Finished)
+    assert office.effects() == ['send {"to":"ann"}']
+    taken = [record for record in await office.records() if isinstance(record, (CommandRefused, ApprovalResolved))]
+    assert ["not signed" in record.reason for record in taken[:2] if isinstance(record, CommandRefused)] == [True, True]
+    [said] = await office.found(ApprovalResolved)
+    assert (taken[2], said.by, said.decision) == (said, "ann", "approve")
+    assert len(nobody.asked) == int(driven), "the prompt has stood until somebody answered"
+    assert await office.store.inbox(RUN) == []
 
 
 async def test_a_prompt_that_stands_too_long_is_closed_and_is_a_no(room: Office) -> None:
