@@ -474,8 +474,10 @@ class Driver:
         watchdog.guard()
         try:
             return await self._perform(step, watchdog)
-        finally:
+        except BaseException:
             watchdog.stop()
+            raise
+        finally:
             self._watchdogs.append(watchdog)
             self._arrive()
 

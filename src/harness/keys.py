@@ -36,7 +36,7 @@ def task_scope(task_id: str, attempt: int, agent_id: str) -> str:
     >>> task_scope("a/b", 1, "reader")
     'a%2Fb/1/reader'
     """
-    return f"{quote(task_id, safe='')}/{attempt}/{quote(agent_id, safe='')}"
+    return f"{_escaped(task_id)}/{attempt}/{_escaped(agent_id)}"
 
 
 def delegate_scope(parent: str, step: int, index: int, agent_id: str) -> str:
@@ -45,7 +45,12 @@ def delegate_scope(parent: str, step: int, index: int, agent_id: str) -> str:
     >>> delegate_scope("t3/1/researcher", 2, 0, "writer")
     't3/1/researcher/delegate/2.0/writer'
     """
-    return f"{parent}{'/' if parent else ''}delegate/{step}.{index}/{quote(agent_id, safe='')}"
+    return f"{parent}{'/' if parent else ''}delegate/{step}.{index}/{_escaped(agent_id)}"
+
+
+@functools.lru_cache(maxsize=1024)  # a run asks for the same few ids over and over
+def _escaped(word: str) -> str:
+    return quote(word, safe="")
 
 
 class Place(NamedTuple):
