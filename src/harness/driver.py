@@ -585,7 +585,11 @@ class Driver:
             return None
         scope = self.state.scopes[step.scope]
         record = await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
-        if record is not None and record.decision == "expired" and await self._mailroom.holds_answer(request):
+        if (
+            record is not None
+            and record.decision == "expired"
+            and await self._mailroom.holds_answer(request, self._seal)
+        ):
             return None
         return record
 
