@@ -550,7 +550,8 @@ def _named(state: RunState, rest: Sequence[str], key: str) -> str:
             if task.task.agent_id != agent_id:
                 raise RunNotFound(key, f"task {task_id!r} is for agent {task.task.agent_id!r}")
             if task.status in ("waiting", "skipped"):
-                raise ConfigError(f"task {task_id!r} of run {state.run_id!r} has not begun its turn: resume the run")
+                then = ": resume the run" if state.over is None else ", and the run is over"
+                raise ConfigError(f"task {task_id!r} of run {state.run_id!r} has not begun its turn{then}")
             return task.child
         case [task_id, _] if state.plan is not None:
             tasks = ", ".join(map(repr, state.plan.tasks))
