@@ -104,6 +104,13 @@ class TaskState(msgspec.Struct, eq=False):
         """Whether it has an answer that can be relied on."""
         return self.status == "ended" and self.closed is not None and self.closed.success and not self.closed.doubtful
 
+    @property
+    def is_reopened(self) -> bool:
+        """Whether it is given another chance when its run has failed and is resumed."""
+        closed = self.closed
+        aborted = closed is not None and closed.doubtful and self.task.on_failure == "abort"
+        return self.status == "skipped" or aborted or (closed is not None and not closed.success)
+
 
 class PlanState(msgspec.Struct, eq=False):
     """The plan in force and what came of it.
@@ -1228,9 +1235,7 @@ def _reopen(plan: PlanState) -> None:
     plan.replans_base = plan.replans
     plan.no_replan = False
     for task in plan.tasks.values():
-        closed = task.closed
-        aborted = closed is not None and closed.doubtful and task.task.on_failure == "abort"
-        if task.status == "skipped" or aborted or (closed is not None and not closed.success):
+        if task.is_reopened:
             task.status = "waiting"
             task.attempts = 0
             task.closed = None
