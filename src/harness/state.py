@@ -124,6 +124,8 @@ class PlanState(msgspec.Struct, eq=False):
         replans_base: that number when the run was reopened; limits count from here.
         no_replan: the planner could not be had.
         told: the tasks that had ended when the planner was last asked.
+        overtaken: a word on the run that is paid for takes tasks for lost that have another chance since.
+        unseen: those of them that were at work when the planner was asked for it.
         synthesis: the results, brought together.
         good: how many tasks have an answer that is not doubtful.
         troubled: how many have ended otherwise, or are skipped; with none, what can start is what is ``ready``.
@@ -140,6 +142,8 @@ class PlanState(msgspec.Struct, eq=False):
     replans_base: int = 0
     no_replan: bool = False
     told: frozenset[str] = frozenset()
+    overtaken: bool = False
+    unseen: frozenset[str] = frozenset()
     synthesis: r.Synthesised | None = None
     good: int = 0
     troubled: int = 0
@@ -811,6 +815,8 @@ def _plan_of(scope: ScopeState) -> PlanState:
 
 def _settled(scope: ScopeState) -> None:
     """A word on the run was given, or given up; the next one is asked for anew."""
+    if scope.plan is not None:
+        scope.plan.overtaken = False
     scope.exchange = []
     scope.reply = None
     scope.reply_errors = 0
@@ -874,6 +880,8 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     _clock(spent, record.clock_s)
     if record.purpose != "step":
         _count_seconds(state, scope, record.purpose)
+        if scope.plan is not None and scope.plan.overtaken:
+            _settled(scope)
     if record.usage != _NO_USAGE:
         _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
@@ -900,6 +908,8 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     scope.reply_at = at
     if record.purpose != "step":
         scope.phase = "replied"
+        if record.purpose == "synthesis" and scope.plan is not None and scope.plan.overtaken:
+            _settled(scope)
         return
     state.steps += 1
     scope.passes = 0
@@ -1182,6 +1192,8 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
     if record.reason == "no_replan":
         _plan_of(scope).no_replan = True
         _settled(scope)
+    elif scope.phase == "replied" and scope.plan is not None and scope.plan.overtaken:
+        _settled(scope)  # the tasks it was about have another chance: it need not be asked again
     elif scope.phase == "replied":
         said = "".join(part.text for part in scope.reply.parts if isinstance(part, Text)) if scope.reply else ""
         scope.exchange += [Message("assistant", (Text(said or "(no usable reply)"),)), user(record.text)]
@@ -1226,20 +1238,32 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
         if scope.phase == "refused":
             scope.phase = "model"
         if scope.plan is not None:
-            _reopen(scope.plan)
+            if _reopen(scope.plan):
+                _overtake(scope, scope.plan)
             scope.request = scope.answer = None
 
 
-def _reopen(plan: PlanState) -> None:
-    """Give what was not done another chance."""
+def _reopen(plan: PlanState) -> bool:
+    """Give what was not done another chance. Returns whether there is any such task."""
     plan.replans_base = plan.replans
     plan.no_replan = False
-    for task in plan.tasks.values():
-        if task.is_reopened:
-            task.status = "waiting"
-            task.attempts = 0
-            task.closed = None
+    again = [task for task in plan.tasks.values() if task.is_reopened]
+    plan.unseen = frozenset(task.task.id for task in again if task.status == "ended" and task.task.id not in plan.told)
+    for task in again:
+        task.status = "waiting"
+        task.attempts = 0
+        task.closed = None
     plan.tally()
+    return bool(again)
+
+
+def _overtake(scope: ScopeState, plan: PlanState) -> None:
+    """Forget what was asked about a plan that has changed, but for what is paid for and not read yet."""
+    unread = scope.phase == "replied" and scope.reply is not None and scope.reply.purpose == "plan"
+    if unread or scope.accepted is not None:
+        plan.overtaken = True
+    else:
+        _settled(scope)
 
 
 _APPLY = cast(

@@ -23,7 +23,8 @@ from harness import (
     Task,
     tool,
 )
-from harness.llm.base import LLMDelta, LLMRequest
+from harness.llm.base import LLMDelta, LLMRequest, ResponseStarted
+from harness.records import ScopeOpened
 from harness.testing import Reply, ScriptedLLM, call
 
 
@@ -145,3 +146,153 @@ async def test_a_run_is_not_resumed_without_the_agent_of_a_task_that_waits_to_be
         await driven
     with pytest.raises(ConfigError, match="unknown agent 'a'"):
         await wire(store, [agent("b", reply)], tools=[wait]).resume("r")
+
+
+# -- a word on a plan whose tasks have another chance since ------------------------------------------------------------
+
+
+async def test_a_plan_that_came_with_an_abort_does_not_drop_the_task_the_run_cannot_do_without() -> None:
+    store = MemoryCheckpointStore()
+    writing, failed = asyncio.Event(), asyncio.Event()
+    down = [True]
+
+    class Planner(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+            writing.set()
+            await failed.wait()
+            async for delta in super().stream(request):
+                yield delta
+
+    class Vital(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+            await writing.wait()
+            failed.set()
+            async for delta in super().stream(request):
+                yield delta
+
+    def works(request: LLMRequest) -> Reply:
+        return LLMError("down") if down[0] else f"{asked(request)} is done."
+
+    other = as_json(tasks=[{"id": "other", "agent_id": "b", "instruction": "Other"}], rationale="")
+    team = [AgentConfig("a", llm=ScriptedLLM(works)), AgentConfig("b", llm=Vital(works))]
+    planner = Planner(lambda request: other)
+    plan = Plan([Task("first", "a", "First"), Task("vital", "b", "Vital", on_failure="abort")])
+    stopped = await wire(store, team, planner=planner).run_plan(plan, run_id="r")
+    assert isinstance(stopped, Failed)
+    assert "'vital'" in stopped.error
+    assert len(planner.requests) == 1
+    down[0] = False
+    result = await wire(store, team, planner=planner).resume("r")
+    assert {name: task.answer for name, task in result.task_results.items()} == {
+        "vital": "Vital is done.",
+        "other": "Other is done.",
+    }
+    assert len(planner.requests) == 1, "its reply was recorded"
+
+
+async def test_a_plan_that_came_with_an_abort_and_cannot_be_used_is_not_asked_for_again() -> None:
+    """The task it was to replace has another chance, and makes good use of it."""
+    store = MemoryCheckpointStore()
+    writing = asyncio.Event()
+    down = [True]
+
+    class Planner(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+            writing.set()
+            await asyncio.sleep(0.02)
+            async for delta in super().stream(request):
+                yield delta
+
+    class Vital(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+            await writing.wait()
+            async for delta in super().stream(request):
+                yield delta
+
+    def works(request: LLMRequest) -> Reply:
+        return LLMError("down") if down[0] else f"{asked(request)} is done."
+
+    team = [AgentConfig("a", llm=ScriptedLLM(works)), AgentConfig("b", llm=Vital(works))]
+    planner, synthesiser = Planner(lambda request: "no plan"), ScriptedLLM(lambda request: BROUGHT)
+    plan = Plan([Task("first", "a", "First"), Task("vital", "b", "Vital", on_failure="abort")])
+    models = {"planner": planner, "synthesiser": synthesiser}
+    assert isinstance(await wire(store, team, **models).run_plan(plan, run_id="r"), Failed)  # type: ignore[arg-type]
+    down[0] = False
+    result = await wire(store, team, **models).resume("r")  # type: ignore[arg-type]
+    assert {name: task.status for name, task in result.task_results.items()} == {"first": "done", "vital": "done"}
+    assert len(planner.requests) == 1
+    assert [message.role for message in synthesiser.requests[-1].messages] == ["user"]
+
+
+async def test_a_synthesiser_is_not_shown_what_a_planner_was_told() -> None:
+    store = MemoryCheckpointStore()
+    down = [True]
+    team = [agent("a", lambda request: LLMError("down") if down[0] else "1")]
+    planner, synthesiser = ScriptedLLM(lambda request: "no plan"), ScriptedLLM(lambda request: BROUGHT)
+    runtime = wire(store, team, planner=planner, synthesiser=synthesiser, max_llm_calls=2)
+    assert isinstance(await runtime.run_plan(Plan([Task("one", "a", "One")]), run_id="r"), Failed)
+    assert len(planner.requests) == 1
+    down[0] = False
+    result = await wire(store, team, planner=planner, synthesiser=synthesiser).resume("r")
+    assert result.answer == "All of it."
+    assert [message.role for message in synthesiser.requests[-1].messages] == ["user"]
+
+
+class Background(ScriptedLLM):
+    """A model whose provider goes on with what it was asked once; it answers when it is let."""
+
+    def __init__(self, script: Sequence[Reply] | Callable[[LLMRequest], Reply]) -> None:
+        super().__init__(script)
+        self.ready = asyncio.Event()
+        self.bought = 0
+
+    async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+        if not request.reattach:
+            self.bought += 1
+        yield ResponseStarted(request.reattach or f"job-{self.bought}")
+        await self.ready.wait()
+        async for delta in super().stream(request):
+            yield delta
+
+    async def cancel_response(self, response_id: str, /) -> None:
+        """Stop one; nobody is left who would hear it."""
+
+
+async def stopped_in_the_background(store: CheckpointStore, site: str, background: Background) -> AgentRuntime:
+    """Have the time be over while a planner, or a synthesiser, writes; return what goes on with the run."""
+    down = [True]
+
+    def works(request: LLMRequest) -> Reply:
+        return LLMError("down") if down[0] and asked(request) == "Lost" else f"{asked(request)} is done."
+
+    team = [agent("a", works)]
+    on_failure = "skip" if site == "synthesiser" else "replan"
+    plan = Plan([Task("done", "a", "Done"), Task("lost", "a", "Lost", on_failure=on_failure)])  # type: ignore[arg-type]
+    models = {site: background}
+    stopped = await wire(store, team, **models, max_wall_time_seconds=0.2).run_plan(plan, run_id="r")  # type: ignore[arg-type]
+    assert isinstance(stopped, Failed)
+    assert background.bought == 1
+    down[0] = False
+    background.ready.set()
+    return wire(store, team, **models)  # type: ignore[arg-type]
+
+
+async def test_a_plan_written_in_the_background_is_in_force_before_anything_else_is_begun() -> None:
+    background = Background([as_json(tasks=[{"id": "new", "agent_id": "a", "instruction": "New"}], rationale="")])
+    runtime = await stopped_in_the_background(MemoryCheckpointStore(), "planner", background)
+    result = await runtime.resume("r")
+    answers = {name: task.answer for name, task in result.task_results.items()}
+    assert answers == {"done": "Done is done.", "new": "New is done."}
+    assert background.bought == 1
+    begun = [entry.record.goal for entry in result.trace if isinstance(entry.record, ScopeOpened)]
+    assert begun == ["Done", "Lost", "New"]
+
+
+async def test_a_synthesis_that_takes_a_task_for_lost_is_written_anew_when_that_has_another_chance() -> None:
+    background = Background(lambda request: BROUGHT)
+    runtime = await stopped_in_the_background(MemoryCheckpointStore(), "synthesiser", background)
+    result = await runtime.resume("r")
+    assert result.task_results["lost"].answer == "Lost is done."
+    assert background.bought == 2
+    assert result.spent.estimated == 1
+    assert "Lost is done." in background.requests[-1].messages[0].text
