@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
@@ -24,7 +25,7 @@ from harness import (
     tool,
 )
 from harness.llm.base import LLMDelta, LLMRequest, ResponseStarted
-from harness.records import ScopeOpened
+from harness.records import ScopeOpened, ToolFinished
 from harness.testing import Reply, ScriptedLLM, call
 
 
@@ -296,3 +297,60 @@ async def test_a_synthesis_that_takes_a_task_for_lost_is_written_anew_when_that_
     assert background.bought == 2
     assert result.spent.estimated == 1
     assert "Lost is done." in background.requests[-1].messages[0].text
+
+
+# -- a call that does not stop -----------------------------------------------------------------------------------------
+
+
+async def test_a_tool_that_does_not_stop_costs_other_agents_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.watchdog.STUCK_AFTER_S", 0.1)
+    let_go, over = asyncio.Event(), asyncio.Event()
+    lookups: list[str] = []
+
+    @tool(effect="read", timeout_s=0.05)
+    async def hang() -> str:
+        """Hang."""
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return "late"
+
+    @tool(effect="read")
+    async def look_up() -> str:
+        """Look something up."""
+        lookups.append("looked")
+        await over.wait()
+        return "found"
+
+    class Slow(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+            self.requests.append(request)
+            await over.wait()
+            async for delta in super().stream(request):
+                yield delta
+
+    def goes_on(request: LLMRequest) -> Reply:
+        if len(request.messages) == 1:
+            return call("hang")
+        over.set()  # the driver that was stuck has been replaced
+        return "It hangs."
+
+    team = [
+        agent("hangs", goes_on),
+        AgentConfig("thinks", llm=Slow(["Thought."])),
+        agent("looks", [call("look_up"), "Found."]),
+    ]
+    plan = Plan([Task(name, name, name.title(), on_failure="abort") for name in ("hangs", "thinks", "looks")])
+    try:
+        result = await wire(MemoryCheckpointStore(), team, tools=[hang, look_up]).run_plan(plan, run_id="r")
+    finally:
+        let_go.set()
+    assert {name: task.answer for name, task in result.task_results.items()} == {
+        "hangs": "It hangs.",
+        "thinks": "Thought.",
+        "looks": "Found.",
+    }
+    told = [entry.record for entry in result.trace if isinstance(entry.record, ToolFinished)]
+    assert {record.tool: record.status for record in told} == {"hang": "timeout", "look_up": "ok"}
+    assert lookups == ["looked", "looked"]
+    assert result.spent.active_s >= 0.15, "the time in which nothing came of it counts"
