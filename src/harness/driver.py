@@ -46,7 +46,7 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import RunState, ScopeState, advance, asked_about, open_questions, question_of
-from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost
+from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost, take_up
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -282,10 +282,28 @@ class Driver:
         """Ask every scope where no call is in flight; park the run where only people can make it go on."""
         self._touch_all()  # what waited for others' calls to end is not touched by its own
         starts, state = self._decide(), self.state
+        if self._only and self._waiting and not starts and not self._tasks and not self._is_over():
+            starts = self._take_up_others()
+            self._touch_all()  # what was held may be free now
+            starts += self._decide()
         stands = not starts and not self._tasks and not self._is_over()
         if stands and open_questions(state) and not await self._mailroom.fetch():
             waiting = tuple(request.approval_id for request in open_questions(state))
             self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
+        return starts
+
+    def _take_up_others(self) -> list[Call]:
+        """Listen to what providers still write for the rest of the run: it holds a part of what is waited for."""
+        starts: list[Call] = []
+        for path, scope in self.state.scopes.items():
+            if scope.detached is not None and not self._is_driven(path):
+                bench = self._bench_of(scope)
+                for step in self._turns.admit(bench, scope, take_up(scope, self.state, bench.config)):
+                    if type(step) is LLMStarted:
+                        self._note(step)
+                        starts.append(step)
+                    else:
+                        self._heed(step, scope, starts)
         return starts
 
     def _decide(self) -> list[Call]:

@@ -17,6 +17,7 @@ from harness import (
     ConfigError,
     Failed,
     GuardrailConfig,
+    Limits,
     LLMError,
     MemoryCheckpointStore,
     Plan,
@@ -96,7 +97,9 @@ async def test_the_key_of_a_task_that_was_at_work_when_its_run_was_cancelled_nam
 
 
 @pytest.mark.parametrize("on_failure", ["abort", "skip", "replan", "retry"])
-async def test_a_failed_run_is_not_resumed_without_the_agent_of_a_task_that_gets_another_chance(on_failure: str) -> None:
+async def test_a_failed_run_is_not_resumed_without_an_agent_whose_task_gets_another_chance(
+    on_failure: str,
+) -> None:
     store = MemoryCheckpointStore()
     plan = Plan([Task("one", "a", "One", on_failure=on_failure, max_retries=0)])  # type: ignore[arg-type]
     team = [agent("b", ["2"]), agent("a", lambda request: LLMError("down"))]
@@ -245,12 +248,16 @@ class Background(ScriptedLLM):
     def __init__(self, script: Sequence[Reply] | Callable[[LLMRequest], Reply]) -> None:
         super().__init__(script)
         self.ready = asyncio.Event()
-        self.bought = 0
+        self.two_are_known = asyncio.Event()
+        self.bought = self.known = 0
 
     async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         if not request.reattach:
             self.bought += 1
         yield ResponseStarted(request.reattach or f"job-{self.bought}")
+        self.known += 1  # its id is on disk
+        if self.known == 2:
+            self.two_are_known.set()
         await self.ready.wait()
         async for delta in super().stream(request):
             yield delta
@@ -297,6 +304,31 @@ async def test_a_synthesis_that_takes_a_task_for_lost_is_written_anew_when_that_
     assert background.bought == 2
     assert result.spent.estimated == 1
     assert "Lost is done." in background.requests[-1].messages[0].text
+
+
+@pytest.mark.parametrize("whose", ["run", "agent"])
+async def test_a_task_that_is_driven_alone_waits_for_what_others_hold_at_a_provider(whose: str) -> None:
+    """Two tasks have their answers written in the background; the third has no room beside what these two hold."""
+    store = MemoryCheckpointStore()
+    background = Background(lambda request: f"{asked(request)} is done.")
+    limits: dict[str, object] = {"max_output_tokens": 10_000} if whose == "run" else {}
+    own = None if whose == "run" else Limits(max_output_tokens=10_000)
+    team = [AgentConfig("a", llm=background, limits=own)]
+    plan = Plan([Task(name, "a", name.title()) for name in ("one", "two", "three")])
+    runtime = wire(store, team, **limits)  # type: ignore[arg-type]
+    driven = asyncio.create_task(runtime.run_plan(plan, run_id="r"))
+    await background.two_are_known.wait()
+    await runtime.aclose()
+    with pytest.raises(RunStopped):
+        await driven
+    assert background.bought == 2
+    background.ready.set()
+    runtime = wire(store, team, **limits)  # type: ignore[arg-type]
+    assert (await runtime.resume("r:three:a")).answer == "Three is done."
+    assert background.bought == 3
+    result = await runtime.resume("r")
+    assert {task.answer for task in result.task_results.values()} == {"One is done.", "Two is done.", "Three is done."}
+    assert background.bought == 3
 
 
 # -- a call that does not stop -----------------------------------------------------------------------------------------
