@@ -191,7 +191,8 @@ class ScopeState:
         history: the conversation that comes before the goal; None where there is none.
         share: its key in the run's charges.
         plan: the plan in force, in a scope that has one.
-        guidance: what a person has said that the model was not told yet.
+        guidance: what a person has said that the model was not told yet; of a scope that plans, all of it.
+        heard: how much of that there was when the model was last asked for a word on the run.
         asked, request, answer, asking: a question about the scope's plan, as for a call.
         exchange: what was said since the model was last asked for a word on the run: replies that could not be used.
         messages: what the model is shown, after the system prompt. Append-only between compactions.
@@ -247,6 +248,7 @@ class ScopeState:
         "failures",
         "goal",
         "guidance",
+        "heard",
         "helped_since_s",
         "helpers",
         "history",
@@ -289,6 +291,7 @@ class ScopeState:
         self.plan: PlanState | None = None
         self.exchange: list[Message] = []
         self.guidance: list[tuple[str, int]] = []
+        self.heard = 0
         self.asked = 0
         self.request: r.ApprovalRequested | None = None
         self.answer: r.ApprovalResolved | None = None
@@ -848,6 +851,7 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     if record.purpose == "step":
         return
     scope.asked_since_s = state.ledger.active_s
+    scope.heard = len(scope.guidance)
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -910,6 +914,8 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
         scope.phase = "replied"
         if record.purpose == "synthesis" and scope.plan is not None and scope.plan.overtaken:
             _settled(scope)
+        elif scope.strategy == "orchestrate" and len(scope.guidance) > scope.heard:
+            _ask_anew(scope)
         return
     state.steps += 1
     scope.passes = 0
@@ -1172,6 +1178,15 @@ def _guided(state: RunState, record: r.Guided, _at: float) -> None:
         scope.guidance.append((record.text, record.tokens))
         if scope.strategy == "react" and scope.phase in ("model", "answered", "bad_reply") and scope.llm is None:
             _guide(scope)
+        elif scope.strategy == "orchestrate" and scope.phase == "replied":
+            _ask_anew(scope)
+
+
+def _ask_anew(scope: ScopeState) -> None:
+    """Have a plan or a synthesis written anew: a person has spoken meanwhile, and is to be heard."""
+    scope.phase = "model"
+    if scope.plan is not None:
+        scope.plan.overtaken = False
 
 
 def _command_refused(state: RunState, record: r.CommandRefused, _at: float) -> None:

@@ -26,7 +26,7 @@ from harness import (
     tool,
 )
 from harness.llm.base import LLMDelta, LLMRequest, ResponseStarted
-from harness.records import ScopeOpened, ToolFinished
+from harness.records import Guided, ScopeOpened, ToolFinished
 from harness.testing import Reply, ScriptedLLM, call
 
 
@@ -386,3 +386,34 @@ async def test_a_tool_that_does_not_stop_costs_other_agents_nothing(monkeypatch:
     assert {record.tool: record.status for record in told} == {"hang": "timeout", "look_up": "ok"}
     assert lookups == ["looked", "looked"]
     assert result.spent.active_s >= 0.15, "the time in which nothing came of it counts"
+
+
+# -- a person who speaks to a plan -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["planner", "synthesiser"])
+async def test_guidance_while_a_plan_or_the_end_of_one_is_written_is_heard(site: str) -> None:
+    writing, told = asyncio.Event(), asyncio.Event()
+
+    class Writes(ScriptedLLM):
+        async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+            writing.set()
+            await told.wait()
+            async for delta in super().stream(request):
+                yield delta
+
+    planned = as_json(tasks=[{"id": "one", "agent_id": "a", "instruction": "One"}], rationale="")
+    models = {"planner": ScriptedLLM(lambda _: planned), "synthesiser": ScriptedLLM(lambda _: BROUGHT)}
+    models[site] = Writes(lambda _: planned if site == "planner" else BROUGHT)
+    store = MemoryCheckpointStore()
+    runtime = wire(store, [agent("a", ["1"])], **models)  # type: ignore[arg-type]
+    driven = asyncio.create_task(runtime.run("Go.", run_id="r"))
+    await writing.wait()
+    await runtime.steer("r", "In German, please.")
+    async with asyncio.timeout(10):
+        while not [entry async for entry in store.read("r") if isinstance(entry.record, Guided)]:
+            told.set()  # it is taken when something ends, or before
+            await asyncio.sleep(0.01)
+    assert (await driven).answer == "All of it."
+    assert "In German, please." in models["synthesiser"].requests[-1].messages[0].text
+    assert "In German, please." in models[site].requests[-1].messages[0].text
