@@ -198,7 +198,9 @@ class ActiveRun:
     def _result(self) -> RunResult | None:
         state, entries = self._state, self.log.entries
         if self.only and state.over is None and state.failed is None:
-            return with_output(result_of_task(state, self.only, entries), self._wirings.form_of(state, self.only))
+            task = result_of_task(state, self.only, entries)
+            if task is not None:  # else it waits for a person
+                return with_output(task, self._wirings.form_of(state, self.only))
         return with_output(result_of(state, entries), self._wirings.form_of(state))
 
     async def _release(self) -> None:

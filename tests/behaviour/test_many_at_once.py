@@ -16,15 +16,18 @@ from harness import (
     CheckpointStore,
     ConfigError,
     Failed,
+    Finished,
     GuardrailConfig,
     Limits,
     LLMError,
     MemoryCheckpointStore,
+    Parked,
     Plan,
     RunStopped,
     Task,
     tool,
 )
+from harness.hitl import Approve
 from harness.llm.base import LLMDelta, LLMRequest, ResponseStarted
 from harness.records import Guided, ScopeOpened, ToolFinished
 from harness.testing import Reply, ScriptedLLM, call
@@ -91,6 +94,30 @@ async def test_the_key_of_a_task_that_was_at_work_when_its_run_was_cancelled_nam
         assert [event.type async for event in events] == ["CANCELLED"]
     with pytest.raises(ConfigError, match=r"'two'.*has not begun its turn, and the run is over"):
         await runtime.resume("r:two:a")
+
+
+@pytest.mark.parametrize("waits_for", ["a call", "a limit"])
+async def test_a_task_that_is_driven_alone_waits_for_a_person(waits_for: str) -> None:
+    @tool(effect="once")
+    async def send() -> str:
+        """Send it."""
+        return "sent"
+
+    store = MemoryCheckpointStore()
+    script = [call("send"), "done"]
+    hitl = ("send",) if waits_for == "a call" else ()
+    team = [AgentConfig("a", llm=ScriptedLLM(script), hitl_tools=hitl)]
+    limits: dict[str, object] = {"max_llm_calls": 2, "on_limit": "ask"} if waits_for == "a limit" else {}
+    runtime = wire(store, team, tools=[send], **limits)  # type: ignore[arg-type]
+    plan = Plan([Task("one", "a", "One"), Task("two", "a", "Two")])
+    assert isinstance(await runtime.run_plan(plan, run_id="r"), Parked)
+    parked = await runtime.resume("r:one:a")
+    assert isinstance(parked, Parked)
+    assert parked.waiting == await runtime.pending("r")
+    await runtime.answer("r", Approve(), approval_id=parked.waiting[0].approval_id)
+    done = await runtime.resume("r:one:a")
+    assert isinstance(done, Finished)
+    assert done.answer == "done"
 
 
 # -- another team ------------------------------------------------------------------------------------------------------
