@@ -135,13 +135,10 @@ class ActiveRun:
         """Replace a driver whose call will not stop; give the run up at the end."""
         stranded = False
         try:
-            abandoned = False
-            while True:
-                driver = self._driver(abandoned=abandoned)
-                if not await self._watch(driver):
-                    break
-                abandoned = True
+            driver = self._driver(None)
+            while await self._watch(driver):
                 await self._take_again()
+                driver = self._driver(driver)
             result = self._result()
             if result is None:
                 raise InternalError(f"run {self.run_id!r} stopped at record {self._state.seq} without an end")
@@ -164,7 +161,7 @@ class ActiveRun:
                 self.log.end()
                 await self._release()
 
-    def _driver(self, *, abandoned: bool) -> Driver:
+    def _driver(self, before: Driver | None) -> Driver:
         wirings = self._wirings
         first = self._state.started or next((r for r in self._opening if isinstance(r, RunStarted)), None)
         agent_id = first.agent_id if first is not None else COORDINATOR
@@ -189,7 +186,7 @@ class ActiveRun:
             only=self.only,
             approver=wirings.people.approver,
             seal=seal,
-            abandoned=abandoned,
+            before=before,
         )
         return self._driver_now
 
@@ -201,7 +198,9 @@ class ActiveRun:
     def _result(self) -> RunResult | None:
         state, trace = self._state, self.log.trace
         if self.only and state.over is None and state.failed is None:
-            return with_output(result_of_task(state, self.only, trace), self._wirings.form_of(state, self.only))
+            task = result_of_task(state, self.only, trace)
+            if task is not None:  # else it waits for a person
+                return with_output(task, self._wirings.form_of(state, self.only))
         return with_output(result_of(state, trace), self._wirings.form_of(state))
 
     async def _release(self) -> None:

@@ -46,7 +46,7 @@ from harness.records import (
     ToolStarted,
 )
 from harness.state import RunState, ScopeState, advance, asked_about, open_questions, question_of
-from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost
+from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost, take_up
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
 from harness.strategies.react import react
@@ -104,9 +104,10 @@ class Driver:
         only: drive this scope and those below it, until it is closed; empty for the whole run.
         approver: who is asked; None where nobody is here.
         seal: signs answers given here, and the audit chain; None where nothing is gated.
-        abandoned: calls of the epoch before did not stop when they were cancelled.
+        before: the driver that was abandoned for this one, since calls did not stop when they were cancelled.
 
     Attributes:
+        stuck: such calls; a call that was alone is not among them.
         free: done when nobody need wait for the driver any longer: it has ended, or a call does not come back after it
             was cancelled.
     """
@@ -126,7 +127,7 @@ class Driver:
         only: str = "",
         approver: Approver | None = None,
         seal: Seal | None = None,
-        abandoned: bool = False,
+        before: Driver | None = None,
     ) -> None:
         self.state = state
         self.owner = owner
@@ -140,10 +141,13 @@ class Driver:
         self._only = only
         self._approver = approver
         self._seal = seal
-        self._abandoned = abandoned
+        self._before = before
+        self.stuck: list[Call] = []
         self._loop = asyncio.get_running_loop()
         self.free: asyncio.Future[None] = self._loop.create_future()
-        self._active_since = monotonic() - state.spent.active_s
+        # What an abandoned driver has waited for its call is in no record.
+        active_s = state.spent.active_s if before is None else max(state.spent.active_s, before.clock())
+        self._active_since = monotonic() - active_s
         self._lease_s = lease_s
         self._lease_until = claimed_at + lease_s
         self._pending: list[Record] = []
@@ -172,7 +176,7 @@ class Driver:
             on_mail=self._wake_up,
             on_cancel=self._begin_cancel,
         )
-        self._wall_end = INFINITY if wall_s is None else self._loop.time() + max(0.0, wall_s - state.spent.active_s)
+        self._wall_end = INFINITY if wall_s is None else self._loop.time() + max(0.0, wall_s - active_s)
 
     def _bench_of(self, scope: ScopeState) -> Workbench:
         """Return what the agent of a scope works with."""
@@ -201,7 +205,7 @@ class Driver:
         Raises:
             CheckpointError: the journal could not be written; what was written stays valid.
         """
-        watchdog = Watchdog(self.let_go)
+        watchdog = Watchdog(self._give_up)
         self._task = asyncio.current_task()
         self._beat_later()
         try:
@@ -239,8 +243,9 @@ class Driver:
             agent_id = self.state.scopes[start.scope].agent_id
             self._log.discard(start.scope, agent_id, "the model call was cut when its process ended")
         self._note(DriverStarted(VERSION, self.state.epoch + 1, self.owner.process))
-        if self._abandoned:
-            self._settle_abandoned(cut)
+        if self._before is not None:
+            self._settle_abandoned(self._before.stuck, cut)
+            self._before = None
         self._touch_all()
 
     async def _loop_until_over(self, watchdog: Watchdog) -> None:
@@ -277,10 +282,28 @@ class Driver:
         """Ask every scope where no call is in flight; park the run where only people can make it go on."""
         self._touch_all()  # what waited for others' calls to end is not touched by its own
         starts, state = self._decide(), self.state
+        if self._only and self._waiting and not starts and not self._tasks and not self._is_over():
+            starts = self._take_up_others()
+            self._touch_all()  # what was held may be free now
+            starts += self._decide()
         stands = not starts and not self._tasks and not self._is_over()
         if stands and open_questions(state) and not await self._mailroom.fetch():
             waiting = tuple(request.approval_id for request in open_questions(state))
             self._note(RunParked(waiting, state.steps, msgspec.structs.replace(state.spent)))
+        return starts
+
+    def _take_up_others(self) -> list[Call]:
+        """Listen to what providers still write for the rest of the run: it holds a part of what is waited for."""
+        starts: list[Call] = []
+        for path, scope in self.state.scopes.items():
+            if scope.detached is not None and not self._is_driven(path):
+                bench = self._bench_of(scope)
+                for step in self._turns.admit(bench, scope, take_up(scope, self.state, bench.config)):
+                    if type(step) is LLMStarted:
+                        self._note(step)
+                        starts.append(step)
+                    else:
+                        self._heed(step, scope, starts)
         return starts
 
     def _decide(self) -> list[Call]:
@@ -470,7 +493,7 @@ class Driver:
         scope.pausing, scope.waited = False, True
 
     async def _perform_beside(self, step: Call) -> Record | None:
-        watchdog = self._watchdogs.pop() if self._watchdogs else Watchdog(self.let_go)
+        watchdog = self._watchdogs.pop() if self._watchdogs else Watchdog(self._give_up)
         watchdog.guard()
         try:
             return await self._perform(step, watchdog)
@@ -540,11 +563,17 @@ class Driver:
                 # The append that was cut may have been written after all; then these calls are in doubt, not lost.
                 logger.warning("run %r: the last outcomes could not be written: %s", self.state.run_id, error)
 
-    def _settle_abandoned(self, model_calls: Sequence[LLMStarted]) -> None:
-        """Give calls that would not stop an outcome: they are in doubt, and running them again would hang again."""
+    def _settle_abandoned(self, stuck: Sequence[Call], model_calls: Sequence[LLMStarted]) -> None:
+        """Give calls that would not stop an outcome: they are in doubt, and running them again would hang again.
+
+        Args:
+            stuck: these calls; where there are none, whatever was in flight is one.
+            model_calls: the model calls that were in flight.
+        """
+        places = {(call.scope, call.index) for call in stuck if type(call) is ToolStarted}
         for scope in self.state.scopes.values():
             for index, call in enumerate(scope.calls):
-                if call.attempt and call.result is None:
+                if call.attempt and call.result is None and (not stuck or (scope.scope, index) in places):
                     status = "unknown" if call.effect == "once" else "timeout"
                     text = f"{call.call.name} did not stop when it was cancelled and was abandoned"
                     if status == "unknown":
@@ -555,7 +584,10 @@ class Driver:
                             scope.step, index, call.call.name, status, text, self.clock(), scope.scope, tokens=count
                         )
                     )
+        asked = {call.scope for call in stuck if type(call) is LLMStarted}
         for start in model_calls:
+            if stuck and start.scope not in asked:
+                continue
             error = "the model call did not stop when it was cancelled and was abandoned"
             if self.state.scopes[start.scope].accepted is not None:
                 self._note(lost(start, self.clock(), error, transient=False))
@@ -571,6 +603,11 @@ class Driver:
                     purpose=start.purpose,
                 )
             )
+
+    def _give_up(self, task: asyncio.Task[object]) -> None:
+        """Give up a call that does not come back, and with it the driver."""
+        self.stuck += [call for mine, call in self._tasks.items() if mine is task]
+        self.let_go()
 
     def let_go(self) -> None:
         """Say that nobody need wait for the driver any longer."""

@@ -16,7 +16,7 @@ import msgspec
 from harness import host
 from harness.active import ActiveRun
 from harness.approval import Decision, name_of
-from harness.budget import Limits
+from harness.budget import GuardrailConfig, Limits
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
 from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
@@ -45,6 +45,7 @@ from harness.records import (
 from harness.registry import AgentRegistry, differences, differences_of_agents
 from harness.run_stream import OverRun, Run
 from harness.state import RunState, apply, fold, open_questions
+from harness.strategies.tasks import verdict
 from harness.wiring import COORDINATOR, Wirings
 
 logger = logging.getLogger("harness")
@@ -392,7 +393,7 @@ class Launcher:
 
     def _again(self, state: RunState, started: RunStarted, *, strict: bool | None, announce: bool) -> list[Record]:
         """Return what a resume writes first; refuse one that cannot be driven here."""
-        for agent_id in _at_work(state):
+        for agent_id in _at_work(state, self._wirings.limits):
             self._agents.get(agent_id)
         wiring, others = self._wirings.of(started.agent_id), self._wirings.others(started.agent_id)
         opening: list[Record] = []
@@ -550,7 +551,8 @@ def _named(state: RunState, rest: Sequence[str], key: str) -> str:
             if task.task.agent_id != agent_id:
                 raise RunNotFound(key, f"task {task_id!r} is for agent {task.task.agent_id!r}")
             if task.status in ("waiting", "skipped"):
-                raise ConfigError(f"task {task_id!r} of run {state.run_id!r} has not begun its turn: resume the run")
+                then = ": resume the run" if state.over is None else ", and the run is over"
+                raise ConfigError(f"task {task_id!r} of run {state.run_id!r} has not begun its turn{then}")
             return task.child
         case [task_id, _] if state.plan is not None:
             tasks = ", ".join(map(repr, state.plan.tasks))
@@ -561,9 +563,14 @@ def _named(state: RunState, rest: Sequence[str], key: str) -> str:
             raise RunNotFound(key, f"run {state.run_id!r} {who}")
 
 
-def _at_work(state: RunState) -> set[str]:
+def _at_work(state: RunState, limits: GuardrailConfig) -> set[str]:
     """Return the agents that a run cannot go on without."""
     found = {scope.agent_id for scope in state.scopes.values() if scope.agent_id}
-    if state.plan is not None:
-        found |= {task.task.agent_id for task in state.plan.tasks.values() if task.status != "ended"}
+    plan = state.plan
+    if plan is None:
+        return found
+    for task in plan.tasks.values():
+        again = task.is_reopened if state.failed is not None else verdict(task, plan, limits) == "retry"
+        if again or task.status != "ended":
+            found.add(task.task.agent_id)
     return found

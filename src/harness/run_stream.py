@@ -29,9 +29,11 @@ class OverRun:
     """
 
     def __init__(self, state: RunState, entries: list[Entry], task: str = "", form: AnswerForm | None = None) -> None:
-        result = with_output(result_of_task(state, task, entries) if task else result_of(state, entries), form)
+        result: RunResult | None = result_of_task(state, task, entries) if task else None
+        if result is None:  # the run was cancelled while the task was at work
+            task, result = "", result_of(state, entries)
         assert result is not None  # made of what has ended only
-        self._result = result
+        self._result = with_output(result, form)
         places = range(len(entries) - 1, -1, -1)
         self.first = next(place for place in places if _ends(entries[place].record, task))
         self.log = RunLog(state.run_id, entries[: self.first + 1])

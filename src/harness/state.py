@@ -104,6 +104,13 @@ class TaskState(msgspec.Struct, eq=False):
         """Whether it has an answer that can be relied on."""
         return self.status == "ended" and self.closed is not None and self.closed.success and not self.closed.doubtful
 
+    @property
+    def is_reopened(self) -> bool:
+        """Whether it is given another chance when its run has failed and is resumed."""
+        closed = self.closed
+        aborted = closed is not None and closed.doubtful and self.task.on_failure == "abort"
+        return self.status == "skipped" or aborted or (closed is not None and not closed.success)
+
 
 class PlanState(msgspec.Struct, eq=False):
     """The plan in force and what came of it.
@@ -117,6 +124,8 @@ class PlanState(msgspec.Struct, eq=False):
         replans_base: that number when the run was reopened; limits count from here.
         no_replan: the planner could not be had.
         told: the tasks that had ended when the planner was last asked.
+        overtaken: a word on the run that is paid for takes tasks for lost that have another chance since.
+        unseen: those of them that were at work when the planner was asked for it.
         synthesis: the results, brought together.
         good: how many tasks have an answer that is not doubtful.
         troubled: how many have ended otherwise, or are skipped; with none, what can start is what is ``ready``.
@@ -133,6 +142,8 @@ class PlanState(msgspec.Struct, eq=False):
     replans_base: int = 0
     no_replan: bool = False
     told: frozenset[str] = frozenset()
+    overtaken: bool = False
+    unseen: frozenset[str] = frozenset()
     synthesis: r.Synthesised | None = None
     good: int = 0
     troubled: int = 0
@@ -180,7 +191,8 @@ class ScopeState(msgspec.Struct, eq=False):
         history: the conversation that comes before the goal; None where there is none.
         share: its key in the run's charges.
         plan: the plan in force, in a scope that has one.
-        guidance: what a person has said that the model was not told yet.
+        guidance: what a person has said that the model was not told yet; of a scope that plans, all of it.
+        heard: how much of that there was when the model was last asked for a word on the run.
         asked, request, answer, asking: a question about the scope's plan, as for a call.
         exchange: what was said since the model was last asked for a word on the run: replies that could not be used.
         messages: what the model is shown, after the system prompt. Append-only between compactions.
@@ -232,6 +244,7 @@ class ScopeState(msgspec.Struct, eq=False):
     history: r.Continued | None = None
     plan: PlanState | None = None
     guidance: list[tuple[str, int]] = []
+    heard: int = 0
     asked: int = 0
     request: r.ApprovalRequested | None = None
     answer: r.ApprovalResolved | None = None
@@ -326,7 +339,7 @@ class ScopeState(msgspec.Struct, eq=False):
         self.total_tokens += tokens
 
 
-_STAYS = {"history", "plan", "guidance", "asked", "request", "answer", "asking", "exchange", "tainted"}
+_STAYS = {"history", "plan", "guidance", "heard", "asked", "request", "answer", "asking", "exchange", "tainted"}
 """What a scope keeps when another agent or strategy begins in it."""
 
 
@@ -770,6 +783,8 @@ def _plan_of(scope: ScopeState) -> PlanState:
 
 def _settled(scope: ScopeState) -> None:
     """A word on the run was given, or given up; the next one is asked for anew."""
+    if scope.plan is not None:
+        scope.plan.overtaken = False
     scope.exchange = []
     scope.reply = None
     scope.reply_errors = 0
@@ -801,6 +816,7 @@ def _llm_started(state: RunState, record: r.LLMStarted, _at: float) -> None:
     if record.purpose == "step":
         return
     scope.asked_since_s = state.ledger.active_s
+    scope.heard = len(scope.guidance)
     if record.purpose == "plan" and scope.plan is not None:
         scope.plan.told = frozenset(task_id for task_id, task in scope.plan.tasks.items() if task.status == "ended")
 
@@ -833,6 +849,8 @@ def _llm_failed(state: RunState, record: r.LLMFailed, _at: float) -> None:
     _clock(spent, record.clock_s)
     if record.purpose != "step":
         _count_seconds(state, scope, record.purpose)
+        if scope.plan is not None and scope.plan.overtaken:
+            _settled(scope)
     if record.usage != _NO_USAGE:
         _charge(state, scope, record.purpose, record.usage, estimated=record.estimated)
 
@@ -859,6 +877,10 @@ def _llm_finished(state: RunState, record: r.LLMFinished, at: float) -> None:
     scope.reply_at = at
     if record.purpose != "step":
         scope.phase = "replied"
+        if record.purpose == "synthesis" and scope.plan is not None and scope.plan.overtaken:
+            _settled(scope)
+        elif scope.strategy == "orchestrate" and len(scope.guidance) > scope.heard:
+            _ask_anew(scope)
         return
     state.steps += 1
     scope.passes = 0
@@ -1122,6 +1144,15 @@ def _guided(state: RunState, record: r.Guided, _at: float) -> None:
         scope.guidance.append((record.text, record.tokens))
         if scope.strategy == "react" and scope.phase in ("model", "answered", "bad_reply") and scope.llm is None:
             _guide(scope)
+        elif scope.strategy == "orchestrate" and scope.phase == "replied":
+            _ask_anew(scope)
+
+
+def _ask_anew(scope: ScopeState) -> None:
+    """Have a plan or a synthesis written anew: a person has spoken meanwhile, and is to be heard."""
+    scope.phase = "model"
+    if scope.plan is not None:
+        scope.plan.overtaken = False
 
 
 def _command_refused(state: RunState, record: r.CommandRefused, _at: float) -> None:
@@ -1142,6 +1173,8 @@ def _noted(state: RunState, record: r.Noted, _at: float) -> None:
     if record.reason == "no_replan":
         _plan_of(scope).no_replan = True
         _settled(scope)
+    elif scope.phase == "replied" and scope.plan is not None and scope.plan.overtaken:
+        _settled(scope)  # the tasks it was about have another chance: it need not be asked again
     elif scope.phase == "replied":
         said = "".join(part.text for part in scope.reply.parts if isinstance(part, Text)) if scope.reply else ""
         scope.exchange += [Message("assistant", (Text(said or "(no usable reply)"),)), user(record.text)]
@@ -1186,22 +1219,32 @@ def _reopened(state: RunState, _record: r.Reopened, _at: float) -> None:
         if scope.phase == "refused":
             scope.phase = "model"
         if scope.plan is not None:
-            _reopen(scope.plan)
+            if _reopen(scope.plan):
+                _overtake(scope, scope.plan)
             scope.request = scope.answer = None
 
 
-def _reopen(plan: PlanState) -> None:
-    """Give what was not done another chance."""
+def _reopen(plan: PlanState) -> bool:
+    """Give what was not done another chance. Returns whether there is any such task."""
     plan.replans_base = plan.replans
     plan.no_replan = False
-    for task in plan.tasks.values():
-        closed = task.closed
-        aborted = closed is not None and closed.doubtful and task.task.on_failure == "abort"
-        if task.status == "skipped" or aborted or (closed is not None and not closed.success):
-            task.status = "waiting"
-            task.attempts = 0
-            task.closed = None
+    again = [task for task in plan.tasks.values() if task.is_reopened]
+    plan.unseen = frozenset(task.task.id for task in again if task.status == "ended" and task.task.id not in plan.told)
+    for task in again:
+        task.status = "waiting"
+        task.attempts = 0
+        task.closed = None
     plan.tally()
+    return bool(again)
+
+
+def _overtake(scope: ScopeState, plan: PlanState) -> None:
+    """Forget what was asked about a plan that has changed, but for what is paid for and not read yet."""
+    unread = scope.phase == "replied" and scope.reply is not None and scope.reply.purpose == "plan"
+    if unread or scope.accepted is not None:
+        plan.overtaken = True
+    else:
+        _settled(scope)
 
 
 _APPLY = cast(

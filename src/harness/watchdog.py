@@ -25,7 +25,7 @@ class Watchdog:
     """Cancels the task that made it, or is guarded since, when the deadline set last is over.
 
     Args:
-        on_stuck: called when the task has not come back some seconds after it was cancelled.
+        on_stuck: called with the task when it has not come back some seconds after it was cancelled.
 
     >>> async def main():
     ...     watchdog = Watchdog()
@@ -44,7 +44,7 @@ class Watchdog:
         "_at", "_expired", "_hard", "_loop", "_now", "_on_stuck", "_silence", "_task", "_timer", "_wakes_at", "seen"
     )  # fmt: skip
 
-    def __init__(self, on_stuck: Callable[[], None] | None = None) -> None:
+    def __init__(self, on_stuck: Callable[[asyncio.Task[object]], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._now = clock_of(self._loop)
         self.guard()
@@ -140,7 +140,7 @@ class Watchdog:
         now = self._now()
         if self._expired:
             if self._on_stuck is not None:
-                self._on_stuck()
+                self._on_stuck(self._task)
             return
         if self.seen:
             self.seen = False

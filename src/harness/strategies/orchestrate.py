@@ -31,7 +31,7 @@ from harness.records import (
 )
 from harness.state import PlanState, RunState, ScopeState, TaskState, shares
 from harness.strategies import prompts
-from harness.strategies.base import RunConfig, Step, ask, fail_run, limits_of, out_of_budget
+from harness.strategies.base import RunConfig, Step, ask, fail_run, limits_of, lost, out_of_budget, take_up
 from harness.strategies.dispatch import read_reply
 from harness.strategies.plan_gate import hold
 from harness.strategies.tasks import (
@@ -72,6 +72,10 @@ def orchestrate(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         return [_read_synthesis(scope, plan, config)]
     if plan is None:
         return _ask_planner(scope, run, config)
+    if plan.overtaken and scope.llm is not None:
+        if scope.llm.purpose == "synthesis":
+            return [lost(scope.llm, 0.0, "it takes tasks for lost that have another chance", transient=False)]
+        return take_up(scope, run, config) if scope.detached is not None else ()
     if plan.synthesis is not None:
         return [_finish(scope, run, config, plan, plan.synthesis)]
     if (held := hold(scope, run, config, plan)) is not None:
@@ -235,6 +239,8 @@ def _replanned(scope: ScopeState, config: RunConfig, plan: PlanState, reply: pro
     found = verdicts(plan, config.limits)
     # A task that has failed since the planner was asked was at work as far as it knows: it stays until it is told.
     unseen = {task_id for task_id, status in found.items() if status == "replan" and task_id not in plan.told}
+    if plan.overtaken:
+        unseen |= plan.unseen
     trigger = next((task_id for task_id, status in found.items() if status == "replan" and task_id not in unseen), "")
     kept = [
         task_id

@@ -90,8 +90,12 @@ def _planner(limits: GuardrailConfig) -> str:
 
 
 def _about(scope: ScopeState, config: RunConfig) -> str:
+    return f"{_goal(scope)}\n\nAgents:\n{_team(config.team)}"
+
+
+def _goal(scope: ScopeState) -> str:
     told = "".join(f"\n\nHuman guidance: {text}" for text, _ in scope.guidance)
-    return f"{_conversation(scope)}Goal:\n{scope.goal}{told}\n\nAgents:\n{_team(config.team)}"
+    return f"{_conversation(scope)}Goal:\n{scope.goal}{told}"
 
 
 def _team(team: Mapping[str, Member]) -> str:
@@ -184,7 +188,7 @@ def _results(scope: ScopeState, config: RunConfig) -> str:
     plan = scope.plan
     assert plan is not None  # there is nothing to bring together before
     found = verdicts(plan, config.limits)
-    parts = [f"{_conversation(scope)}Goal:\n{scope.goal}", "Results:"]
+    parts = [_goal(scope), "Results:"]
     for task_id, task in plan.tasks.items():
         head = f"[{task_id}] ({task.task.agent_id}) {working_memory.cap(task.task.instruction, 500)}"
         if found[task_id] not in USED or task.closed is None:
