@@ -8,17 +8,15 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 _ALPHABET = "abcdefghjkmnpqrstvwxyz23456789"
+_LETTERS = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
+"""What each byte becomes in a run id. Some letters are a little likelier than others: that takes a tenth of a bit."""
+
 _SAFE = "/ !\"#$&'()*+,;<=>?@[\\]^`{|}"
 
 
 def new_run_id() -> str:
-    """Return an opaque id that is easy to read out: 12 characters, 59 bits of chance."""
-    number = secrets.randbelow(len(_ALPHABET) ** 12)  # one call of the system's, where a choice of letters makes twelve
-    letters: list[str] = []
-    for _ in range(12):
-        number, place = divmod(number, len(_ALPHABET))
-        letters.append(_ALPHABET[place])
-    return "".join(letters)
+    """Return an opaque id that is easy to read out: 12 characters, 58 bits of chance."""
+    return secrets.token_bytes(12).translate(_LETTERS).decode()
 
 
 def join_key(run_id: str, *rest: str) -> str:

@@ -59,8 +59,8 @@ from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, Tool
 from harness.watchdog import INFINITY, Watchdog
 
 MAX_BACKOFF_S = 60.0
-CLOSE_S = 5.0
-"""Seconds a model's stream may take to close."""
+CLOSE_S = 10.0
+"""Seconds a model's stream may take to close; later than the watchdog looks anyway, so that it needs no timer more."""
 
 CANCEL_S = 5.0
 """Seconds the provider may take to stop a response."""
