@@ -688,14 +688,14 @@ def test_a_store_that_is_no_store_is_one_sentence(command: Command) -> None:
 class Terminal:
     """A pseudo-terminal with a command on it."""
 
-    def __init__(self, *words: str, width: int = 100, **env: str) -> None:
+    def __init__(self, *words: str, width: int = 100, run: list[str] = HARNESS, **env: str) -> None:
         self.screen = pyte.Screen(width, 50)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             size = {"TERM": "xterm-256color", "COLUMNS": str(width), "LINES": "50"}
-            os.execve(sys.executable, [*HARNESS, *words], {**os.environ, **size, **env})
+            os.execve(sys.executable, [*run, *words], {**os.environ, **size, **env})
 
     def read_until(self, done: Callable[[], bool], seconds: float = 20) -> None:
         until = time.monotonic() + seconds
@@ -747,6 +747,16 @@ def test_the_live_tree() -> None:
     assert "╰─ The nightly export of 14 March failed" in resumed.text
     assert "confidence" in resumed.text
     assert re.search(rb"\x1b\[[0-9;]*3[0-7]m", resumed.raw)  # colour
+
+
+def test_a_run_in_the_background_of_a_shell_is_not_stopped() -> None:
+    shell = 'import subprocess, sys; sys.exit(subprocess.call(["bash", "-mc", sys.argv[1], "bash", *sys.argv[2:]]))'
+    job = '"$@" & wait -n; echo "it ended with $?"; stty -a'
+    terminal = Terminal(*HARNESS[1:], "demo", "--fast", run=[sys.executable, "-c", shell, job, sys.executable])
+    assert terminal.end() == 0
+    assert "╰─ The nightly export of 14 March failed" in terminal.text
+    assert "it ended with 0" in terminal.text
+    assert " echo " in terminal.text  # nothing was changed on the terminal of somebody else
 
 
 def test_how_to_pause_is_seen_in_80_columns() -> None:

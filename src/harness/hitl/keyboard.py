@@ -12,7 +12,8 @@ QUIET_S = 0.06
 """Seconds without another line after which an answer is taken as whole: what was pasted is one answer."""
 
 BACKGROUND_S = 0.5
-"""Seconds between two looks whether a process in the background was brought to the front."""
+"""Seconds between two looks whether a process in the background was brought to the front. There it leaves the terminal
+alone: whoever reads it or changes its modes from there is stopped."""
 
 MOST_CHARS = 1_000_000
 """Characters of one answer that are kept; the rest of it is thrown away."""
@@ -44,6 +45,7 @@ class Keyboard:
         self._listener: Callable[[str], None] | None = None
         self._partial = b""
         self._saved: list[object] | None = None
+        self._later: asyncio.TimerHandle | None = None
 
     # -- listening ------------------------------------------------------------------------------
 
@@ -53,8 +55,8 @@ class Keyboard:
         What is typed is not echoed: it would be drawn into what moves on the screen.
         """
         self._listener = listener
-        self._echo(on=False)
         self._attach()
+        self._echo()
 
     def close(self) -> None:
         """Stop reading, and leave the terminal as it was found. More than one call does nothing."""
@@ -65,7 +67,7 @@ class Keyboard:
     def restore(self) -> None:
         """Leave the terminal as it was found; may be called from any thread."""
         saved, self._saved = self._saved, None
-        if saved is not None:
+        if saved is not None and _is_in_front(self._fd):
             with contextlib.suppress(termios.error, OSError):
                 termios.tcsetattr(self._fd, termios.TCSADRAIN, saved)  # type: ignore[arg-type]  # what tcgetattr gave
 
@@ -76,8 +78,8 @@ class Keyboard:
         """Take the lines that are typed from here on; what was typed before is thrown away."""
         self.drain()
         self._lines = asyncio.Queue()
-        self._echo(on=True)
         self._attach()
+        self._echo()
         try:
             yield
         finally:
@@ -86,7 +88,7 @@ class Keyboard:
             if self._listener is None:
                 self.close()
             else:
-                self._echo(on=False)
+                self._echo()
 
     async def answer(self) -> str | None:
         """Wait for an answer: a line, with all that arrives together with it. None at the end of the file."""
@@ -111,8 +113,9 @@ class Keyboard:
         if self._lines is not None:
             while not self._lines.empty():
                 self._lines.get_nowait()
-        with contextlib.suppress(termios.error, OSError):
-            termios.tcflush(self._fd, termios.TCIFLUSH)
+        if _is_in_front(self._fd):
+            with contextlib.suppress(termios.error, OSError):
+                termios.tcflush(self._fd, termios.TCIFLUSH)
 
     @contextlib.contextmanager
     def lent(self) -> Generator[None]:
@@ -136,16 +139,20 @@ class Keyboard:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self._fd, self._read)
+            self._wait_for_the_front()
 
     def _detach(self) -> None:
         loop, self._loop = self._loop, None
+        later, self._later = self._later, None
+        if later is not None:
+            later.cancel()
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self._fd)
 
     def _read(self) -> None:
         """Read what is there: the terminal holds it back until a line is whole."""
         if not _is_in_front(self._fd):
-            self._look_again_later()
+            self._wait_for_the_front()
             return
         try:
             data = os.read(self._fd, 65536)
@@ -170,24 +177,28 @@ class Keyboard:
         elif self._listener is not None:
             self._listener(line)
 
-    def _look_again_later(self) -> None:
-        """Do not read in the background, where that stops the process; look again when it may be in front."""
+    def _wait_for_the_front(self) -> None:
+        """Where the process is in the background, read nothing until it is in front."""
         loop = self._loop
+        if loop is not None and not _is_in_front(self._fd):
+            loop.remove_reader(self._fd)
+            self._later = loop.call_later(BACKGROUND_S, self._look_again)
+
+    def _look_again(self) -> None:
         self._detach()
-        if loop is not None:
-            loop.call_later(BACKGROUND_S, self._attach_again)
+        self._attach()
+        self._echo()
 
-    def _attach_again(self) -> None:
-        if self._lines is not None or self._listener is not None:
-            self._attach()
-
-    def _echo(self, *, on: bool) -> None:
+    def _echo(self) -> None:
+        """Echo what is typed while somebody asks, and nothing else."""
+        if not _is_in_front(self._fd):
+            return
         with contextlib.suppress(termios.error, OSError):
             modes = termios.tcgetattr(self._fd)
             if self._saved is None:
                 self._saved = list(modes)
             echo = termios.ECHO
-            modes[3] = modes[3] | echo | termios.ICANON if on else modes[3] & ~echo
+            modes[3] = modes[3] | echo | termios.ICANON if self._lines is not None else modes[3] & ~echo
             termios.tcsetattr(self._fd, termios.TCSADRAIN, modes)
 
 
