@@ -808,6 +808,15 @@ def test_runs_is_a_table_on_a_terminal(command: Command) -> None:
     assert re.search(r"one +finished +reader", shown("runs"))
 
 
+def test_the_table_of_runs_can_be_read_in_40_columns(command: Command) -> None:
+    command("demo", "--fast", "--run-id", "one")
+    terminal = Terminal("runs", width=40)
+    assert terminal.end() == 0
+    heading, *goal = terminal.text.splitlines()
+    assert re.fullmatch(r"one finished reader \d+ s", heading)
+    assert goal == ["  Why did the nightly export of 14 March", "  fail? Read its log f…"]
+
+
 def test_a_run_that_another_process_drives_is_left_to_it(command: Command) -> None:
     process = start("demo", "--run-id", "busy")
     read_until(process, "-- run ")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -61,6 +62,9 @@ TAIL = 400
 
 MOST_AT_WORK = 6
 """The most tasks whose work the footer names."""
+
+LAST_COLUMN = 24
+"""Columns of the screen that the last one of a table needs to be read."""
 
 PAUSE = " · Ctrl-C pauses"
 STEER = " · a line + Enter steers"
@@ -337,13 +341,20 @@ class _Labels:
 
 
 def print_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; its cells are safe for a terminal."""
+    """Print a table; its cells are safe for a terminal. Where the last column has no room, it gets lines of its own."""
+    console = Console(markup=False, highlight=False, emoji=False)
+    widths = [max(cell_len(row[place]) for row in (names, *rows)) + 1 for place in range(len(names) - 1)]
+    if console.width - sum(widths) < LAST_COLUMN:
+        for *first, last in rows:
+            console.print(Text(" ".join(first), style="bold"))
+            console.print(Padding(Text(last), (0, 0, 0, 2)))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for place, name in enumerate(names):
         table.add_column(name, no_wrap=place < len(names) - 1, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    console.print(table)
 
 
 class _Footer:
