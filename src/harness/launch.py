@@ -123,6 +123,8 @@ class Launcher:
             raise ConfigError("run_id must not be empty; leave it out for one of ours")
         if not isinstance(start.goal, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise ConfigError(f"a goal must be a text, not {start.goal!r}")
+        _refuse_half_characters("a goal", start.goal)
+        _refuse_half_characters("run_id", run_id or "")
         wiring = self._wirings.of(start.agent_id)  # wrong wiring is found before anything is written
         keeps = start.agent_id == COORDINATOR or wiring.agent.checkpoint_every > 0
         store = self._stores.durable if keeps and start.strategy != "pick" else self._stores.memory
@@ -528,6 +530,15 @@ def _check_same(entries: Sequence[Entry], run_id: str, start: Start | None) -> N
 
 def _without_limits(tasks: Sequence[Task]) -> list[Task]:
     return [msgspec.structs.replace(task, limits=None) for task in tasks]
+
+
+def _refuse_half_characters(name: str, text: str) -> None:
+    """Raise where a text cannot be written as UTF-8, and so not into a journal: it was decoded wrongly somewhere."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        where = f"it has half a character, {text[error.start]!r}, at {error.start}"
+        raise ConfigError(f"{name} cannot be written as UTF-8: {where}") from None
 
 
 def _goal(start: Start) -> str:

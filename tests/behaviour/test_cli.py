@@ -604,6 +604,8 @@ def test_a_resume_says_what_changed(serve: Callable[..., ModelServer], project: 
         (["trust", "nowhere.toml"], "nowhere.toml"),
         (["demo", "--run-id", ""], "--run-id is empty"),
         (["run", "hi", "--run-id", " "], "--run-id is empty"),
+        (["run", "f\udcfcr"], r"'f\udcfcr' is not UTF-8: write it in a terminal that is set to UTF-8"),
+        (["show", "f\udcfcr"], "is not UTF-8"),
         (["doctor", "extra"], "doctor takes no words: 'extra'"),
         (["show", "a", "b"], "show takes no more words (put those that belong together in quotes): 'b'"),
     ],

@@ -467,6 +467,11 @@ def _nowhere(mode: Literal["r", "w"]) -> TextIO:
 
 
 def _run(words: list[str]) -> int:
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            return _fail(f"'{safe(word)}' is not UTF-8: write it in a terminal that is set to UTF-8", USAGE, error)
     try:
         return app(_spelled_out(words) or ["--help"]) or 0
     except CycloptsError as error:
