@@ -276,7 +276,7 @@ def _words_of(decision: Decision, question: Question) -> str:
             )
             return f"{scope_of(request)} allowed for this session"
         case Edit():
-            return "approved with other arguments"
+            return "approved with other arguments, if they fit"  # the tool says so, where the run goes on
         case Reject():
             return "rejected"
         case Steer():
