@@ -593,7 +593,7 @@ def test_a_resume_says_what_changed(serve: Callable[..., ModelServer], project: 
         (["run"], "GOAL"),
         (["run", " "], "say what to do"),
         (["run", "hi", "--agent", "raeder"], "unknown agent 'raeder'; did you mean 'reader'?"),
-        (["run", "hi", "--folder", "/nowhere"], "/nowhere"),
+        (["run", "hi", "--folder", "/nowhere"], "an existing folder, not '/nowhere': No such file or directory\n"),
         (["run", "hi", "--config", "missing.toml"], "missing.toml"),
         (["run", "hi", "--llm", "ftp://x"], "must look like http://"),
         (["show", "nope"], "No checkpoint found for key='nope'"),
@@ -607,6 +607,8 @@ def test_a_resume_says_what_changed(serve: Callable[..., ModelServer], project: 
         (["run", "f\udcfcr"], r"'f\udcfcr' is not UTF-8: write it in a terminal that is set to UTF-8"),
         (["show", "f\udcfcr"], "is not UTF-8"),
         (["doctor", "extra"], "doctor takes no words: 'extra'"),
+        (["policy", "explain"], "See: harness policy explain --help"),
+        (["steer", "policy"], "See: harness steer --help"),
         (["show", "a", "b"], "show takes no more words (put those that belong together in quotes): 'b'"),
     ],
 )

@@ -515,8 +515,12 @@ def _sentence(error: CycloptsError) -> str:
 
 
 def _command(words: list[str]) -> str:
-    known = [name for name in app if not name.startswith("-")]
-    return f"{words[0]} " if words and words[0] in known else ""
+    found, place = "", app
+    for word in words:
+        if word.startswith("-") or word not in place:
+            break
+        found, place = f"{found}{word} ", place[word]
+    return found
 
 
 def _fail(sentence: str, code: int, error: BaseException) -> int:

@@ -83,7 +83,8 @@ def file_tools(folder: str | os.PathLike[str]) -> list[Tool]:
     try:
         root = Path(folder).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"file_tools needs an existing folder, not {os.fspath(folder)!r}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"file_tools needs an existing folder, not {os.fspath(folder)!r}: {reason}") from None
     if not root.is_dir():
         raise ConfigError(f"file_tools needs a folder, and {os.fspath(folder)!r} is a file")
     reader = _Folder(root)
