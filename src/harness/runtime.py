@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -98,6 +99,12 @@ class AgentRuntime:
         for what, given in (("agents", agents), ("tools", tools)):
             if isinstance(given, (str, AgentConfig)) or not isinstance(given, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
                 raise ConfigError(f"{what}= takes a list, not {type(given).__name__}: {what}=[...]")
+        if isinstance(checkpoint_store, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance] - as above
+            raise ConfigError(
+                f"checkpoint_store= takes a store: SQLiteCheckpointStore({os.fspath(checkpoint_store)!r})"
+            )
+        if not isinstance(guardrail_config, GuardrailConfig | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigError(f"guardrail_config= takes a GuardrailConfig, not {type(guardrail_config).__name__}")
         for agent in agents:
             self.agent_registry.register(agent)
         for tool in tools:

@@ -652,6 +652,19 @@ async def test_half_a_character_is_refused_before_anything_is_written(
     assert [run async for run in runtime.runs()] == []
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"checkpoint_store": "runs.db"}, r"takes a store: SQLiteCheckpointStore\('runs.db'\)"),
+        ({"checkpoint_store": Path("runs.db")}, r"takes a store: SQLiteCheckpointStore\('runs.db'\)"),
+        ({"guardrail_config": {"max_llm_calls": 2}}, "takes a GuardrailConfig, not dict"),
+    ],
+)
+def test_a_path_is_no_store_and_a_dict_holds_no_limits(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        AgentRuntime(llm=ScriptedLLM([]), agents=[AgentConfig("a")], **given)  # type: ignore[arg-type]
+
+
 async def test_an_empty_run_id_is_refused(store: CheckpointStore) -> None:
     runtime = wire(store, ScriptedLLM(["Yes."]))
     with pytest.raises(ConfigError, match="run_id"):
