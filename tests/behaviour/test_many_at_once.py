@@ -444,3 +444,38 @@ async def test_guidance_while_a_plan_or_the_end_of_one_is_written_is_heard(site:
     assert (await driven).answer == "All of it."
     assert "In German, please." in models["synthesiser"].requests[-1].messages[0].text
     assert "In German, please." in models[site].requests[-1].messages[0].text
+
+
+# -- limits that are new in a resume -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["max_tool_calls", "max_llm_calls"])
+async def test_a_limit_of_a_task_that_is_new_in_a_resume_counts_what_was_used_before(limit: str) -> None:
+    store = MemoryCheckpointStore()
+    looked: list[int] = []
+    outage = [LLMError("down", transient=True)]
+
+    @tool(effect="read")
+    async def look(page: int) -> str:
+        """Look."""
+        looked.append(page)
+        return f"page {page}"
+
+    def reply(request: LLMRequest) -> Reply:
+        pages = sum(message.role == "assistant" for message in request.messages)
+        if pages == 2 and outage:
+            return outage.pop()
+        return call("look", page=pages + 1) if pages < 9 else "read"
+
+    def plan(limits: Limits | None) -> Plan:
+        return Plan([Task("one", "a", "One", on_failure="skip", limits=limits), Task("two", "b", "Two")])
+
+    team = [agent("a", reply), agent("b", ["2"])]
+    stopped = await wire(store, team, tools=[look], max_tool_calls=4).run_plan(plan(None), run_id="r")
+    assert isinstance(stopped, Failed)
+    assert len(looked) == 4
+    used = 5 if limit == "max_tool_calls" else stopped.spent.llm_calls - 1  # the call at hand, or none
+    limits = Limits(**{limit: used})  # type: ignore[arg-type]
+    result = await wire(store, team, tools=[look], max_tool_calls=20).run_plan(plan(limits), run_id="r")
+    assert f"the limit of task 'one': {limit}" in result.task_results["one"].error
+    assert len(looked) == 5
