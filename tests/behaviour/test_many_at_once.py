@@ -29,7 +29,7 @@ from harness import (
 )
 from harness.hitl import Approve
 from harness.llm.base import LLMDelta, LLMRequest, ResponseStarted
-from harness.records import Guided, ScopeOpened, ToolFinished
+from harness.records import Guided, RunCancelled, ScopeOpened, ToolFinished
 from harness.testing import Reply, ScriptedLLM, call
 
 
@@ -277,6 +277,7 @@ class Background(ScriptedLLM):
         self.ready = asyncio.Event()
         self.two_are_known = asyncio.Event()
         self.bought = self.known = 0
+        self.cancelled: list[str] = []
 
     async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         if not request.reattach:
@@ -290,7 +291,8 @@ class Background(ScriptedLLM):
             yield delta
 
     async def cancel_response(self, response_id: str, /) -> None:
-        """Stop one; nobody is left who would hear it."""
+        """Stop one."""
+        self.cancelled.append(response_id)
 
 
 async def stopped_in_the_background(store: CheckpointStore, site: str, background: Background) -> AgentRuntime:
@@ -413,6 +415,42 @@ async def test_a_tool_that_does_not_stop_costs_other_agents_nothing(monkeypatch:
     assert {record.tool: record.status for record in told} == {"hang": "timeout", "look_up": "ok"}
     assert lookups == ["looked", "looked"]
     assert result.spent.active_s >= 0.15, "the time in which nothing came of it counts"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_a_run_is_cancelled_although_a_tool_does_not_stop(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    monkeypatch.setattr("harness.driver.STOP_CALLS_S", 0.1)
+    inside, let_go = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="once", timeout_s=600)
+    async def hang() -> str:
+        """Hang."""
+        inside.set()
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return "late"
+
+    background = Background(["Never heard."])
+    team = [agent("hangs", [call("hang")]), AgentConfig("thinks", llm=background)]
+    store = MemoryCheckpointStore()
+    runtime = wire(store, team, tools=[hang])
+    plan = Plan([Task("one", "hangs", "One"), Task("two", "thinks", "Two")])
+    if alone:
+        driven = asyncio.create_task(runtime.run_agent("hangs", "One", run_id="r"))
+    else:
+        driven = asyncio.create_task(runtime.run_plan(plan, run_id="r"))
+    await inside.wait()
+    try:
+        async with asyncio.timeout(10):
+            await runtime.cancel("r", "enough")
+            assert isinstance(await driven, Cancelled)
+    finally:
+        let_go.set()
+    records = [entry.record async for entry in store.read("r")]
+    assert isinstance(records[-1], RunCancelled)
+    assert [record.status for record in records if isinstance(record, ToolFinished)] == ["unknown"]
+    assert background.cancelled == ([] if alone else ["job-1"])
 
 
 # -- a person who speaks to a plan -------------------------------------------------------------------------------------
