@@ -120,6 +120,21 @@ async def test_a_task_that_is_driven_alone_waits_for_a_person(waits_for: str) ->
     assert done.answer == "done"
 
 
+async def test_the_key_of_a_task_does_not_end_the_whole_run() -> None:
+    store = MemoryCheckpointStore()
+    team = [agent("a", lambda request: LLMError("down"))]
+    plan = Plan([Task("one", "a", "One", on_failure="abort"), Task("two", "a", "Two")])
+    runtime = wire(store, team)
+    assert isinstance(await runtime.run_plan(plan, run_id="r"), Failed)
+    with pytest.raises(ConfigError, match="'r:one:a' names one task of run 'r': only the whole run can be ended"):
+        await runtime.cancel("r:one:a")
+    with pytest.raises(ConfigError, match="names one task of run 'r': tell the agent of a task by agent="):
+        await runtime.steer("r:one:a", "Look again.")
+    assert not await store.inbox("r")
+    await runtime.cancel("r")
+    assert isinstance(await runtime.resume("r"), Cancelled)
+
+
 # -- another team ------------------------------------------------------------------------------------------------------
 
 
