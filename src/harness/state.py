@@ -1268,6 +1268,9 @@ def _reopen(plan: PlanState) -> bool:
         task.status = "waiting"
         task.attempts = 0
         task.closed = None
+    for task in plan.tasks.values():
+        if task.status == "running":
+            task.attempts = 1
     plan.tally()
     return bool(again)
 

@@ -499,6 +499,35 @@ async def test_guidance_while_a_plan_or_the_end_of_one_is_written_is_heard(site:
     assert "In German, please." in models[site].requests[-1].messages[0].text
 
 
+# -- another chance ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_at_work_in_its_last_attempt_has_its_retries_anew_when_a_failed_run_is_resumed() -> None:
+    """The limit was met in the second of two attempts; that one fails after the resume, and there is one more."""
+    store = MemoryCheckpointStore()
+    attempts: list[str] = []
+
+    def reply(request: LLMRequest) -> Reply:
+        if len(request.messages) == 1:
+            attempts.append("begun")
+            return call("look") if len(attempts) == 2 else LLMError("down") if len(attempts) == 1 else "done"
+        return LLMError("down")
+
+    @tool(effect="read")
+    async def look() -> str:
+        """Look."""
+        return "seen"
+
+    plan = Plan([Task("one", "a", "One", on_failure="retry", max_retries=1)])
+    team = [agent("a", reply)]
+    stopped = await wire(store, team, tools=[look], max_llm_calls=2).run_plan(plan, run_id="r")
+    assert isinstance(stopped, Failed)
+    assert stopped.reason == "budget"
+    result = await wire(store, team, tools=[look]).resume("r")
+    assert result.task_results["one"].answer == "done"
+    assert len(attempts) == 3
+
+
 # -- limits that are new in a resume -----------------------------------------------------------------------------------
 
 
