@@ -350,6 +350,36 @@ async def test_a_synthesis_that_takes_a_task_for_lost_is_written_anew_when_that_
     assert "Lost is done." in background.requests[-1].messages[0].text
 
 
+async def test_a_plan_in_the_background_that_is_not_wanted_any_more_holds_nothing() -> None:
+    """The run was stopped while a planner wrote, and is resumed with no replan left."""
+    store = MemoryCheckpointStore()
+    inside, planner = asyncio.Event(), Background([as_json(tasks=[], rationale="")])
+    planner.known = 1  # one is enough
+
+    @tool(effect="read")
+    async def look() -> str:
+        """Look."""
+        inside.set()
+        await planner.ready.wait()
+        return "seen"
+
+    team = [agent("a", lambda request: LLMError("down")), agent("b", [call("look"), "Looked."])]
+    plan = Plan([Task("lost", "a", "Lost"), Task("look", "b", "Look")])
+    runtime = wire(store, team, planner=planner, tools=[look], max_output_tokens=8_000)
+    driven = asyncio.create_task(runtime.run_plan(plan, run_id="r"))
+    await inside.wait()
+    await planner.two_are_known.wait()
+    await runtime.aclose()
+    with pytest.raises(RunStopped):
+        await driven
+    planner.ready.set()
+    again = wire(store, team, planner=planner, tools=[look], max_output_tokens=12_500, max_replan_count=0)
+    result = await again.resume("r")
+    assert result.answer == "All of it."
+    assert {name: task.status for name, task in result.task_results.items()} == {"lost": "failed", "look": "done"}
+    assert planner.bought == 1
+
+
 @pytest.mark.parametrize("whose", ["run", "agent"])
 async def test_a_task_that_is_driven_alone_waits_for_what_others_hold_at_a_provider(whose: str) -> None:
     """Two tasks have their answers written in the background; the third has no room beside what these two hold."""
