@@ -210,10 +210,12 @@ def check(result: RunResult | None) -> None:
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-def measure_ours(steps: int, store: CheckpointStore) -> Cost:
+def measure_ours(
+    steps: int, store: CheckpointStore, *, before: Callable[[], Coroutine[None, None, None]] | None = None
+) -> Cost:
     """Measure one run with a viewer. A runtime is wired once and runs anything, so wiring it is not counted."""
     wired = runtime(ZeroLLM(steps), store, steps)
-    return measure(lambda: ours(steps, wired))
+    return measure(lambda: ours(steps, wired), before=before)
 
 
 class Counters:
@@ -349,8 +351,13 @@ def disk(work: Callable[[Folder, int], Cost], folder: Folder, steps: int) -> Cou
 
 
 def durable_ours(folder: Folder, steps: int) -> Cost:
+    """Measure a durable run. As for the bare loop, the file is made and opened before."""
     store = SQLiteCheckpointStore(folder.new())
-    cost = measure_ours(steps, store)
+
+    async def opened() -> None:
+        await store.settings()
+
+    cost = measure_ours(steps, store, before=opened)
     asyncio.run(store.close())
     return cost
 

@@ -198,12 +198,12 @@ class ActiveRun:
             self._driver_now.look_now()
 
     def _result(self) -> RunResult | None:
-        state, entries = self._state, self.log.entries
+        state, trace = self._state, self.log.trace
         if self.only and state.over is None and state.failed is None:
-            task = result_of_task(state, self.only, entries)
+            task = result_of_task(state, self.only, trace)
             if task is not None:  # else it waits for a person
                 return with_output(task, self._wirings.form_of(state, self.only))
-        return with_output(result_of(state, entries), self._wirings.form_of(state))
+        return with_output(result_of(state, trace), self._wirings.form_of(state))
 
     async def _release(self) -> None:
         try:

@@ -11,7 +11,7 @@ import msgspec
 
 from harness.approval import Decision, Seal, name_of
 from harness.errors import PlanError
-from harness.hitl.base import ApprovalRequest, Approver
+from harness.hitl.base import ApprovalRequest, Approver, one_question
 from harness.keys import join_key
 from harness.messages import JSON
 from harness.perform import Workbench, described, validated, writable
@@ -38,26 +38,28 @@ async def ask_person(
             return _signed(bench, request, seal, "expired", "time")
         if approver is None:
             return None
-        said = await _asked(bench, approver, _told(bench, scope, request, problem), limit)
+        with one_question():
+            said = await _asked(bench, approver, _told(bench, scope, request, problem), limit)
         if limit.expired():
             return _signed(bench, request, seal, "expired", "time")
         if said is None:
             return None
-        name, text, arguments = said
+        name, text, arguments, by = said
         problem = _problem(bench, request, name, arguments)
         if not problem:
-            return _signed(bench, request, seal, name, approver.name, text, arguments)
+            return _signed(bench, request, seal, name, by, text, arguments)
     logger.warning("run %r: none of %d answers to %s fits: %s", bench.run_id, MAX_UNFIT_ANSWERS, request.tool, problem)
     return None
 
 
 async def _asked(
     bench: Workbench, approver: Approver, told: ApprovalRequest, limit: asyncio.Timeout
-) -> tuple[DecisionName, str, str] | None:
-    """Ask an approver, which may be anybody's; what is no decision is no answer."""
+) -> tuple[DecisionName, str, str, str] | None:
+    """Ask an approver, which may be anybody's, and see who has answered; what is no decision is no answer."""
     try:
         async with limit:
             decision = await approver.decide(told)
+        by = approver.name
         if decision is None:
             return None
         if not isinstance(decision, Decision):  # pyright: ignore[reportUnnecessaryIsInstance] - anybody's object
@@ -69,7 +71,7 @@ async def _asked(
         if not limit.expired():
             logger.warning("run %r: %s has not answered: %s", bench.run_id, approver.name, described(error))
         return None
-    return name, text, arguments
+    return name, text, arguments, by
 
 
 def _problem(bench: Workbench, request: ApprovalRequested, name: DecisionName, arguments: str) -> str:

@@ -502,8 +502,10 @@ class Driver:
         watchdog.guard()
         try:
             return await self._perform(step, watchdog)
-        finally:
+        except BaseException:
             watchdog.stop()
+            raise
+        finally:
             self._watchdogs.append(watchdog)
             self._arrive()
 
@@ -513,7 +515,7 @@ class Driver:
 
     def _arrive(self) -> None:
         """Tell the loop that the running task has its outcome: it has ended by the time the loop looks."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)  # to be told the loop spares it a call of the system
         assert task is not None
         self._arrived.append(task)
         if self._wake is not None and not self._wake.done():
@@ -632,7 +634,11 @@ class Driver:
             return None
         scope = self.state.scopes[step.scope]
         record = await ask_person(self._bench_of(scope), scope, request, self._approver, self._seal)
-        if record is not None and record.decision == "expired" and await self._mailroom.holds_answer(request):
+        if (
+            record is not None
+            and record.decision == "expired"
+            and await self._mailroom.holds_answer(request, self._seal)
+        ):
             return None
         return record
 

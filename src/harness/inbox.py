@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -50,9 +50,13 @@ def _answer(
     request = question_of(state, answer.approval_id)
     if request is None:
         return CommandRefused(mail.id, f"no question {answer.approval_id!r} is open in this run: it has its answer")
-    if request.expires_at and mail.received_at > request.expires_at:
-        return CommandRefused(mail.id, f"the answer to {answer.approval_id!r} came after it had expired")
-    resolved = ApprovalResolved(
+    resolved = _resolved(mail, answer, request, count)
+    wrong = _invalid(mail, request, resolved, seal) or unfit(request, resolved, validate)
+    return CommandRefused(mail.id, wrong) if wrong else resolved
+
+
+def _resolved(mail: Mail, answer: Answer, request: ApprovalRequested, count: TokenCounter) -> ApprovalResolved:
+    return ApprovalResolved(
         request.approval_id,
         answer.decision,
         answer.by,
@@ -65,11 +69,33 @@ def _answer(
         count(answer.text),
         mail.id,
     )
-    if seal is None or not seal.holds(request, resolved):
-        return CommandRefused(mail.id, "the answer is not signed with this installation's key, or was changed")
-    if wrong := unfit(request, resolved, validate):
-        return CommandRefused(mail.id, wrong)
-    return resolved
+
+
+def _invalid(mail: Mail, request: ApprovalRequested, answer: ApprovalResolved, seal: Seal | None) -> str:
+    if request.expires_at and mail.received_at > request.expires_at:
+        return f"the answer to {request.approval_id!r} came after it had expired"
+    if seal is None or not seal.holds(request, answer):
+        return "the answer is not signed with this installation's key, or was changed"
+    return ""
+
+
+def answer_in(mailbox: Sequence[Mail], request: ApprovalRequested, seal: Seal) -> Answer | None:
+    """Return the answer that waits for a question: the first that was received in time and is signed with the key.
+
+    Anything else is refused when the mail is taken, and keeps nobody from answering. Edited arguments are not looked
+    at: only the tools can say whether they fit.
+    """
+    for mail in mailbox:
+        if isinstance(answer := mail.command, Answer) and answer.approval_id == request.approval_id:
+            resolved = _resolved(mail, answer, request, len)
+            wrong = _invalid(mail, request, resolved, seal) or unfit(request, resolved, _not_looked_at)
+            if not wrong:
+                return answer
+    return None
+
+
+def _not_looked_at(_request: ApprovalRequested, _arguments: str) -> str:
+    return ""
 
 
 def unfit(request: ApprovalRequested, answer: ApprovalResolved, validate: Validate) -> str:

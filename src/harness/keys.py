@@ -8,17 +8,15 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 _ALPHABET = "abcdefghjkmnpqrstvwxyz23456789"
+_LETTERS = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
+"""What each byte becomes in a run id. Some letters are a little likelier than others: that takes a tenth of a bit."""
+
 _SAFE = "/ !\"#$&'()*+,;<=>?@[\\]^`{|}"
 
 
 def new_run_id() -> str:
-    """Return an opaque id that is easy to read out: 12 characters, 59 bits of chance."""
-    number = secrets.randbelow(len(_ALPHABET) ** 12)  # one call of the system's, where a choice of letters makes twelve
-    letters: list[str] = []
-    for _ in range(12):
-        number, place = divmod(number, len(_ALPHABET))
-        letters.append(_ALPHABET[place])
-    return "".join(letters)
+    """Return an opaque id that is easy to read out: 12 characters, 58 bits of chance."""
+    return secrets.token_bytes(12).translate(_LETTERS).decode()
 
 
 def join_key(run_id: str, *rest: str) -> str:
@@ -36,7 +34,7 @@ def task_scope(task_id: str, attempt: int, agent_id: str) -> str:
     >>> task_scope("a/b", 1, "reader")
     'a%2Fb/1/reader'
     """
-    return f"{quote(task_id, safe='')}/{attempt}/{quote(agent_id, safe='')}"
+    return f"{_escaped(task_id)}/{attempt}/{_escaped(agent_id)}"
 
 
 def delegate_scope(parent: str, step: int, index: int, agent_id: str) -> str:
@@ -45,7 +43,12 @@ def delegate_scope(parent: str, step: int, index: int, agent_id: str) -> str:
     >>> delegate_scope("t3/1/researcher", 2, 0, "writer")
     't3/1/researcher/delegate/2.0/writer'
     """
-    return f"{parent}{'/' if parent else ''}delegate/{step}.{index}/{quote(agent_id, safe='')}"
+    return f"{parent}{'/' if parent else ''}delegate/{step}.{index}/{_escaped(agent_id)}"
+
+
+@functools.lru_cache(maxsize=1024)  # a run asks for the same few ids over and over
+def _escaped(word: str) -> str:
+    return quote(word, safe="")
 
 
 class Place(NamedTuple):

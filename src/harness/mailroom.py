@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection
 
+from harness.approval import Seal
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import CheckpointError
-from harness.mailbox import Answer, Cancel, Mail
+from harness.inbox import answer_in
+from harness.mailbox import Cancel, Mail
 from harness.records import ApprovalRequested
 
 LOOK_EVERY_S = 1.0
@@ -84,15 +86,10 @@ class Mailroom:
         self.taken += [mail.id for mail in found if mail.id in self._known and mail.id not in self.taken]
         return bool(self.waiting)
 
-    async def holds_answer(self, request: ApprovalRequested) -> bool:
+    async def holds_answer(self, request: ApprovalRequested, seal: Seal) -> bool:
         """Say whether an answer was received before a question expired; it is taken with the rest of the mail."""
         await self.fetch()
-        return any(
-            isinstance(mail.command, Answer)
-            and mail.command.approval_id == request.approval_id
-            and mail.received_at <= request.expires_at
-            for mail in self.waiting
-        )
+        return answer_in(self.waiting, request, seal) is not None
 
     async def discard_taken(self) -> None:
         """Remove what was taken; what stays for an error is known by its id and not taken again."""

@@ -59,8 +59,8 @@ from harness.tools.base import InvalidArguments, NotDone, Reconciles, Tool, Tool
 from harness.watchdog import INFINITY, Watchdog
 
 MAX_BACKOFF_S = 60.0
-CLOSE_S = 5.0
-"""Seconds a model's stream may take to close."""
+CLOSE_S = 10.0
+"""Seconds a model's stream may take to close; later than the watchdog looks anyway, so that it needs no timer more."""
 
 CANCEL_S = 5.0
 """Seconds the provider may take to stop a response."""
@@ -298,10 +298,10 @@ def _llm_outcome(bench: Workbench, start: LLMStarted, response: LLMResponse) -> 
         start.scope,
         start.attempt,
         start.purpose,
-        writable(response.model or ""),
-        writable(response.response_id or ""),
-        writable(response.malformed or ""),
-        _sure(response.confidence),
+        writable(response.model) if response.model else "",
+        writable(response.response_id) if response.response_id else "",
+        writable(response.malformed) if response.malformed else "",
+        None if response.confidence is None else _sure(response.confidence),
         tokens,
         estimated,
     )
@@ -470,7 +470,9 @@ async def call_tool(
     context = _context(bench, start, watchdog.start(tool.spec.timeout_s, until=bench.wall_end))
     try:
         if start.reconcile:
-            return await _reconcile(bench, scope, index, call, tool, args, context)
+            settled = await _reconcile(bench, scope, index, call, tool, args, context)
+            watchdog.stop()
+            return settled
         output = await tool(args, context)
         watchdog.stop()
         _check_output(output)
@@ -607,7 +609,9 @@ def _outcome(
     cut: Cut | None = None,
     images: tuple[Image, ...] = (),
 ) -> ToolFinished:
-    tokens = bench.config.count(text) + working_memory.IMAGE_TOKENS * len(images)
+    tokens = bench.config.count(text)
+    if images:
+        tokens += working_memory.IMAGE_TOKENS * len(images)
     return ToolFinished(
         scope.step, index, call.call.name, status, text, bench.clock(), scope.scope, cut, images, tokens
     )

@@ -16,7 +16,6 @@ from harness.records import (
     FailureReason,
     RunCancelled,
     RunFailed,
-    RunFinished,
     Share,
     TaskResult,
 )
@@ -171,21 +170,25 @@ def result_of(state: RunState, trace: Sequence[Entry]) -> RunResult | None:
     started, final = state.started, state.over or state.failed
     if started is None or final is None:
         return None
-    root = state.scopes[""]
-    result = _result(state.run_id, root.agent_id, final)
-    result = replace(result, steps=final.steps, spent=final.spent, summarizations=state.summarizations, trace=trace)
+    run_id, agent_id = state.run_id, state.scopes[""].agent_id
+    steps, spent, summarizations = final.steps, final.spent, state.summarizations
     if isinstance(final, RunCancelled):
-        return result
-    result = replace(result, shares=final.shares)
+        return Cancelled(
+            run_id=run_id, agent_id=agent_id, error=final.reason,
+            steps=steps, spent=spent, summarizations=summarizations, trace=trace,
+        )  # fmt: skip
     if isinstance(final, RunFailed):
-        return replace(result, task_results={task.task_id: task for task in _so_far(state)})
-    return replace(
-        result,
+        return Failed(
+            run_id=run_id, agent_id=agent_id, answer=final.answer, error=final.error, reason=final.reason,
+            steps=steps, spent=spent, shares=final.shares, summarizations=summarizations, trace=trace,
+            task_results={task.task_id: task for task in _so_far(state)},
+        )  # fmt: skip
+    return Finished(
+        run_id=run_id, agent_id=agent_id, answer=final.answer, confidence=final.confidence,
+        steps=steps, spent=spent, shares=final.shares, summarizations=summarizations, trace=trace,
         task_results={task.task_id: task for task in final.tasks},
-        conflicts=final.conflicts,
-        unknowns=final.unknowns,
-        replan_count=final.replan_count,
-    )
+        conflicts=final.conflicts, unknowns=final.unknowns, replan_count=final.replan_count,
+    )  # fmt: skip
 
 
 def with_output(result: R, form: AnswerForm | None) -> R:
@@ -233,13 +236,3 @@ def result_of_task(state: RunState, scope: str, trace: Sequence[Entry]) -> Finis
         spent=Spent(total([share.usage for share in of_task]), active_s=state.spent.active_s),
         trace=trace,
     )
-
-
-def _result(run_id: str, agent_id: str, final: RunFinished | RunFailed | RunCancelled) -> Finished | Failed | Cancelled:
-    match final:
-        case RunFinished(answer=answer, confidence=confidence):
-            return Finished(run_id=run_id, agent_id=agent_id, answer=answer, confidence=confidence)
-        case RunFailed(answer=answer, error=error, reason=reason):
-            return Failed(run_id=run_id, agent_id=agent_id, answer=answer, error=error, reason=reason)
-        case RunCancelled(reason=reason):
-            return Cancelled(run_id=run_id, agent_id=agent_id, error=reason)

@@ -11,7 +11,9 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import count, repeat
+from typing import overload
 
 from harness.errors import ConfigError
 from harness.events import SHOWN, Discarded, Event, Progress, Projection, Token
@@ -141,23 +143,85 @@ class Viewer:
         return item
 
 
+class Trace(Sequence[Entry]):
+    """A run's entries so far. They are made when somebody looks at them: in many runs nobody does.
+
+    Args:
+        run_id: the run.
+        entries: those that were read.
+
+    Attributes:
+        added: what was appended since and nobody has looked at: when, in seconds since the epoch, and the records.
+
+    >>> from harness.records import Noted
+    >>> trace = Trace("r1", [])
+    >>> trace.added.append((0.0, [Noted(1, "malformed", "again, please")]))
+    >>> [entry.seq for entry in trace]
+    [1]
+    """
+
+    __slots__ = ("_entries", "_run_id", "added")
+
+    def __init__(self, run_id: str, entries: list[Entry]) -> None:
+        self._run_id = run_id
+        self._entries = entries
+        self.added: list[tuple[float, list[Record]]] = []
+
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries as they are kept; whoever has them sees those that are added later only by asking again."""
+        if self.added:
+            added = [*self.added]
+            self.added.clear()
+            entries = self._entries
+            for at, records in added:
+                entries += map(Entry, repeat(self._run_id), count(len(entries) + 1), repeat(at), records)
+        return self._entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries)
+
+    @overload
+    def __getitem__(self, place: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Entry]: ...
+
+    def __getitem__(self, place: int | slice) -> Entry | list[Entry]:
+        return self.entries[place]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self.entries == [*other]
+
+    __hash__ = None  # type: ignore[assignment]  # it grows
+
+    def __repr__(self) -> str:
+        return repr(self.entries)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Trace, (self._run_id, self.entries)
+
+
 class RunLog:
     """The entries of one run in this process, and who looks at them.
 
     Attributes:
-        entries: every entry so far; made when somebody looks at them, which in many runs is at the end.
+        trace: every entry so far.
         seq: the last entry's place.
         ended: nothing more will come.
         wants_tokens: at least one viewer shows tokens.
     """
 
-    __slots__ = ("_entries", "_loop", "_published", "_thread", "_viewers", "ended", "run_id", "seq", "wants_tokens")
+    __slots__ = ("_added", "_loop", "_thread", "_viewers", "ended", "run_id", "seq", "trace", "wants_tokens")
 
     def __init__(self, run_id: str, entries: list[Entry]) -> None:
         self.run_id = run_id
         self.seq = len(entries)
-        self._entries = entries
-        self._published: list[tuple[float, list[Record]]] = []  # and no entries yet
+        self.trace = Trace(run_id, entries)
+        self._added = self.trace.added
         self.ended = False
         self.wants_tokens = False
         self._viewers: list[Viewer] = []
@@ -166,18 +230,13 @@ class RunLog:
 
     @property
     def entries(self) -> list[Entry]:
-        """Every entry so far."""
-        if self._published:
-            published, self._published = self._published, []
-            entries = self._entries
-            for at, records in published:
-                entries += map(Entry, repeat(self.run_id), count(len(entries) + 1), repeat(at), records)
-        return self._entries
+        """Every entry so far, made by now."""
+        return self.trace.entries
 
     def publish(self, records: list[Record], at: float) -> None:
         """Show records that were committed."""
         self.seq += len(records)
-        self._published.append((at, records))
+        self._added.append((at, records))
         for viewer in self._viewers:
             viewer.wake()
 

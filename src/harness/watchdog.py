@@ -78,7 +78,8 @@ class Watchdog:
         """
         now = self._now()
         hard = now + seconds
-        hard = min(hard, until)
+        if until < hard:  # noqa: PLR1730 - min() costs as much as half of all this, and every call comes here
+            hard = until
         self._hard = self._at = wake = hard
         self._silence = silence_s
         self._expired = self.seen = False
@@ -87,14 +88,16 @@ class Watchdog:
             if silent < hard:
                 self._at = silent
             # It looks ten times in that while.
-            wake = min(self._at, now + silence_s / 10)
+            look = now + silence_s / 10
+            wake = look if look < self._at else self._at  # noqa: FURB136 - as above
         if wake < self._wakes_at:
             self._arm(wake)
         return hard
 
     def within(self, seconds: float) -> None:
         """Have what is left of the call end within some seconds from now, whatever deadline it had."""
-        self.stop()
+        if self._expired:
+            self.stop()
         self._hard = self._at = at = self._now() + seconds
         self._silence = INFINITY
         if at < self._wakes_at:

@@ -14,8 +14,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -535,9 +537,35 @@ async def test_a_forged_answer_does_not_keep_a_question_open(office: Office) -> 
     while not (asked := await office.found(ApprovalRequested)):
         await asyncio.sleep(0.01)
     await office.store.post(RUN, Answer(asked[0].approval_id, "approve", "eve", "0" * 64))
-    assert isinstance(await asyncio.wait_for(running, 10), Finished | Parked)
-    assert isinstance(await office.runtime(SEND).resume(RUN), Finished)
+    assert isinstance(await asyncio.wait_for(running, 10), Finished)
     assert office.effects() == []
+    assert [said.decision for said in await office.found(ApprovalResolved)] == ["expired"]
+    assert len(await office.found(CommandRefused)) == 1
+
+
+@pytest.mark.parametrize("driven", [False, True], ids=["parked", "driven"])
+async def test_an_honest_answer_after_a_forged_one_is_taken(office: Office, driven: bool) -> None:
+    nobody = Nobody()
+    runtime = office.runtime(SEND, approver=nobody if driven else None)
+    running = asyncio.create_task(runtime.run_agent("clerk", "Go.", run_id=RUN))
+    if driven:
+        await asyncio.wait_for(nobody.busy.wait(), 5)
+        [asked] = await office.runtime(SEND).pending(RUN)
+    else:
+        [asked] = (await running).waiting  # type: ignore[union-attr]
+    for mac in ("", "0" * 64):
+        await office.store.post(RUN, Answer(asked.approval_id, "reject", "eve", mac))
+    await office.runtime(SEND).answer(RUN, Approve(), by="ann")
+    await office.store.post(RUN, Answer(asked.approval_id, "reject", "eve", "1" * 64))
+    result = await (asyncio.wait_for(running, 10) if driven else office.runtime(SEND).resume(RUN))
+    assert isinstance(result, Finished)
+    assert office.effects() == ['send {"to":"ann"}']
+    taken = [record for record in await office.records() if isinstance(record, (CommandRefused, ApprovalResolved))]
+    assert ["not signed" in record.reason for record in taken[:2] if isinstance(record, CommandRefused)] == [True, True]
+    [said] = await office.found(ApprovalResolved)
+    assert (taken[2], said.by, said.decision) == (said, "ann", "approve")
+    assert len(nobody.asked) == int(driven), "the prompt has stood until somebody answered"
+    assert await office.store.inbox(RUN) == []
 
 
 async def test_a_prompt_that_stands_too_long_is_closed_and_is_a_no(room: Office) -> None:
@@ -636,6 +664,93 @@ async def test_a_chain_asks_the_next_where_one_has_no_answer(room: Office) -> No
     assert isinstance(await room.runtime(SEND, approver=chain).run_agent("clerk", "Go.", run_id=RUN), Finished)
     [said] = await room.found(ApprovalResolved)
     assert said.by == "second"
+
+
+class Courteous:
+    """Hands a question on to a chain, and has something else to do before it says what the answer is."""
+
+    def __init__(self, chain: ApproverChain, others: asyncio.Event, *, beside: bool) -> None:
+        self._chain = chain
+        self._others = others
+        self._beside = beside
+
+    @property
+    def name(self) -> str:
+        return self._chain.name
+
+    async def decide(self, request: ApprovalRequest, /) -> Decision | None:
+        asking = self._chain.decide(request)
+        decision = await (asyncio.create_task(asking) if self._beside else asking)
+        if request.tool == "send":
+            await asyncio.wait_for(self._others.wait(), 5)
+        return decision
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["in the same task", "in a task beside"])
+@pytest.mark.parametrize("nested", [False, True], ids=["chain", "chain of chains"])
+async def test_an_answer_is_written_down_under_who_gave_it_whoever_answers_meanwhile(
+    room: Office, nested: bool, beside: bool
+) -> None:
+    answered = asyncio.Event()  # the second question, while the first has its answer and is not yet through
+
+    def boss(request: ApprovalRequest) -> Decision | None:
+        if request.tool != "pay":
+            return None
+        answered.set()
+        return Reject("too much")
+
+    def clerk(request: ApprovalRequest) -> Decision | None:
+        return Approve() if request.tool == "send" else None
+
+    members = CallbackApprover(clerk, name="clerk"), CallbackApprover(boss, name="boss")
+    chain = ApproverChain(*(ApproverChain(member) for member in members)) if nested else ApproverChain(*members)
+    runtime = room.runtime(BATCH, approver=Courteous(chain, answered, beside=beside))
+    assert isinstance(await asyncio.wait_for(runtime.run_agent("clerk", "Go.", run_id=RUN), 10), Finished)
+    said = [record for record in await room.records() if isinstance(record, ApprovalResolved)]
+    assert {(record.by, record.decision) for record in said} == {("clerk", "approve"), ("boss", "reject")}
+
+
+def test_threads_that_share_a_chain_write_down_who_answered_them(tmp_path: Path) -> None:
+    """What a run does with an answer before it is written down is another thread's time to be answered."""
+    is_over = threading.Event()
+
+    class Slow(RecordingTool):
+        def validate(self, arguments: str, /) -> Mapping[str, object]:
+            if "bob" in arguments:
+                is_over.wait(5)
+            return super().validate(arguments)
+
+    def quick(request: ApprovalRequest) -> Decision | None:
+        return Edit({"to": "bob"}) if request.arguments["to"] == "ann" else None
+
+    chain = ApproverChain(CallbackApprover(quick, name="quick"), CallbackApprover(lambda _: Approve(), name="last"))
+
+    async def who_answered(to: str) -> list[str]:
+        office = Office(MemoryCheckpointStore(), tmp_path)
+        runtime = office.runtime(
+            [call("send", to=to), "Sent."], tools=[Slow("send", office.log)], hitl=("send",), approver=chain
+        )
+        await runtime.run_agent("clerk", "Go.", run_id=RUN)
+        if to == "eve":
+            is_over.set()
+        return [record.by for record in await office.records() if isinstance(record, ApprovalResolved)]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(asyncio.run, [who_answered("ann"), who_answered("eve")]))
+    assert found == [["quick"], ["last"]]
+
+
+async def test_a_chain_that_is_asked_directly_says_who_answered_last() -> None:
+    chain = ApproverChain(
+        CallbackApprover(lambda asked: Approve() if asked.tool == "send" else None, name="first"),
+        CallbackApprover(lambda asked: Reject() if asked.tool == "pay" else None, name="second"),
+    )
+    assert chain.name == "first, second"
+    for tool_name, decision, name in (
+        ("send", Approve(), "first"), ("pay", Reject(), "second"), ("read", None, "second"),
+    ):  # fmt: skip
+        asked = ApprovalRequest(approval_id="q", tool=tool_name, arguments={}, digest="", run_id=RUN)
+        assert (await chain.decide(asked), chain.name) == (decision, name)
 
 
 @pytest.mark.parametrize("script", [SEND, BATCH], ids=["one", "batch"])

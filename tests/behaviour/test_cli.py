@@ -20,6 +20,8 @@ from pathlib import Path
 import pyte
 import pytest
 
+from support.read_only import only_to_be_read, powerless
+
 HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
 HINT = "Run interrupted — checkpoint saved."
 
@@ -633,6 +635,22 @@ def test_a_state_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     sick = harness("doctor", HARNESS_HOME=str(file))
     assert sick.returncode == 1
     assert "BAD state" in sick.stdout
+
+
+def test_runs_that_may_only_be_read_are_listed_and_shown(command: Command) -> None:
+    command("demo", "--fast", "--run-id", "seen")
+    told = {words: command(*words).stdout for words in (("show", "seen"), ("replay", "seen"), ("runs", "--json"))}
+    state = Path(os.environ["HARNESS_HOME"])
+    main = "from harness.cli import main; main()"
+    with only_to_be_read(state):
+        for words, stdout in told.items():
+            done = powerless(main, *words)
+            assert (done.returncode, done.stdout) == (0, stdout), done.stderr
+        refused = powerless(main, "fork", "seen", "--at", "2")
+        files = [file.name for file in state.iterdir()]
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert re.fullmatch(r"harness: '.*runs\.db' cannot be opened for writing \(.*\): check its .*\n", refused.stderr)
+    assert files == ["runs.db"]
 
 
 def test_doctor_is_content_with_a_good_installation(command: Command) -> None:

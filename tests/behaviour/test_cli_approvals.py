@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
 import os
@@ -9,6 +10,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -22,7 +24,9 @@ from pathlib import Path
 import pyte
 import pytest
 
+from harness import SQLiteCheckpointStore
 from harness.cli import config, trust
+from harness.mailbox import Answer
 
 HARNESS = [sys.executable, "-c", "from harness.cli import main; main()"]
 SCREENS = Path(__file__).parent / "golden_screens"
@@ -477,6 +481,45 @@ def test_an_answer_after_the_process_is_gone(serve: Serve, project: Path) -> Non
     assert resumed.returncode == 0, resumed.stderr
     assert "Write to bob." in resumed.stdout
     assert calls(project) == ""
+
+
+def forge(run_id: str, approval_id: str) -> None:
+    """Answer as somebody does who can write to the store and has no key."""
+
+    async def post() -> None:
+        store = SQLiteCheckpointStore(Path(os.environ["HARNESS_HOME"]) / "runs.db")
+        await store.post(run_id, Answer(approval_id, "reject", "eve", "0" * 64))
+        await store.close()
+
+    asyncio.run(post())
+
+
+@pytest.mark.parametrize("driven", [False, True], ids=["parked", "driven"])
+def test_a_forged_answer_keeps_nobody_from_answering(driven: bool, serve: Serve, project: Path) -> None:
+    server = serve(script(SEND, "All done."))
+    if driven:
+        terminal = run_at_terminal(server, "job")
+        os.kill(terminal.pid, signal.SIGSTOP)  # its driver does not look into the mailbox before all is there
+    else:
+        assert harness("run", "work", "--llm", server.url, "--run-id", "job").returncode == 3
+    question = json.loads(harness("approve", "job", "--json").stdout)
+    forge("job", question["approval_id"])
+    assert json.loads(harness("approve", "job", "--json").stdout) == {**question, "answered_by": None}
+    done = harness("approve", "job", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(harness("approve", "job", "--json").stdout)["answered_by"] == getpass.getuser()
+    again = harness("approve", "job", "--no")
+    assert (again.returncode, f"was answered by {getpass.getuser()}" in again.stderr) == (2, True)
+    if driven:
+        os.kill(terminal.pid, signal.SIGCONT)
+        assert terminal.end() == 0, terminal.text
+    else:
+        resumed = harness("resume", "job")
+        assert resumed.returncode == 0, resumed.stderr
+    assert calls(project) == "ann: hi\n"
+    shown = harness("show", "job").stdout
+    refused = shown.index("a command was refused: the answer is not signed with this installation's key")
+    assert refused < shown.index(f"approved once by {getpass.getuser()}")
 
 
 def test_without_a_terminal_the_run_parks_and_names_the_commands(serve: Serve, project: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import stat
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from llmock.pytest_plugin import LLMock
+from llmock.scenarios import Match, Reply
 
 from harness.cli.config import line_of, merged, parse, read
 from harness.cli.endpoint import DEFAULT_MODEL, Endpoint, NoLLM, find_endpoint, is_loopback
@@ -60,6 +63,29 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         (
             '[llm]\nprotocol = "txt"\n',
             ":2: llm.protocol: input should be 'native', 'text', 'responses' or 'background', not 'txt'",
+        ),
+        (
+            "[llm.rate]\nrequests_per_min = 9\n",
+            ":2: unknown word 'requests_per_min' in [llm.rate]; did you mean 'requests_per_minute'?",
+        ),
+        ('[llm.planner]\nmodel = "m"\nrate = { max_concurent = 9 }\n', "in [llm.planner.rate]; did you mean 'max_conc"),
+        ("[llm]\nrate = 9\n", ":2: llm.rate: input should be a valid dictionary or instance of RateTable, not 9"),
+        (
+            "[llm.rate]\nmax_concurrent = 0\n",
+            ":2: llm.rate.max_concurrent: input should be greater than or equal to 1, not 0",
+        ),
+        ("[llm.rate]\ntokens_per_minute = 1.5\n", ":2: llm.rate.tokens_per_minute: input should be a valid integer"),
+        (f"[llm.rate]\ntokens_per_minute = {10**400}\n", ":2: llm.rate.tokens_per_minute: input should be less than"),
+        ("[llm.rate]\nwindow_s = 0\n", ":2: llm.rate.window_s: input should be greater than 0, not 0"),
+        ("[llm.rate]\nwindow_s = inf\n", ":2: llm.rate.window_s: input should be a finite number, not inf"),
+        ("[llm.rate]\nwindow_s = nan\n", ":2: llm.rate.window_s: "),
+        (
+            "[llm]\n[llm.rate]\nrequests_per_minute = 10\nwindow_s = 1\n",
+            ":2: llm.rate: RateLimit(requests_per_minute=10) leaves nothing for a window of 1 s; make window_s 6",
+        ),
+        (
+            '[llm.planner]\nmodel = "m"\n[llm.planner.rate]\ntokens_per_minute = 1\nwindow_s = 1\n',
+            ":3: llm.planner.rate: RateLimit(tokens_per_minute=1) leaves nothing",
         ),
         ("[llm]\nmodel = \n", ":2: this is not TOML: "),
         ("[llm\n", ":1: this is not TOML: "),
@@ -115,6 +141,13 @@ def test_a_later_file_wins_key_by_key() -> None:
     assert list(both.agents) == ["x", "y"]
     limits = both.budget.limits()
     assert (limits.max_llm_calls, limits.max_total_cost_usd) == (7, 2.0)
+    assert both.llm.rate is None
+    mine, theirs = (
+        parse(f"[llm.rate]\n{keys}\n", Path("x.toml"))
+        for keys in ("requests_per_minute = 60\nmax_concurrent = 4", "max_concurrent = 2")
+    )
+    rate = merged([mine, theirs]).llm.rate
+    assert repr(rate and rate.limit()) == "RateLimit(requests_per_minute=60, max_concurrent=2)"
 
 
 def test_a_line_is_found_in_quoted_and_dotted_keys() -> None:
@@ -122,6 +155,64 @@ def test_a_line_is_found_in_quoted_and_dotted_keys() -> None:
     assert line_of(text, ("agents", "my agent", "role")) == 2
     assert line_of(text, ("budget", "max_llm_calls")) == 5
     assert line_of(text, ("nothing",)) == 1
+
+
+# -- rate ---------------------------------------------------------------------------------------
+
+
+PLAN = """
+goal = "Look."
+[[tasks]]
+id = "left"
+agent = "one"
+instruction = "Look left."
+[[tasks]]
+id = "right"
+agent = "two"
+instruction = "Look right."
+"""
+
+
+def carry_out(run: Run, llmock: LLMock, rate: str) -> None:
+    """Have two agents work at the same time, and the model of a site put together what they have found."""
+    Path("harness.toml").write_text(f"{rate}\n[agents.one]\n[agents.two]\n")
+    Path("plan.toml").write_text(PLAN)
+    llmock.add(Reply(text='{"answer": "Nothing.", "confidence": 1.0}', match=Match(model="small")))
+    llmock.reply("Nothing there.", times=2)
+    code, _, err = run(
+        "run", "--plan", "plan.toml", "--llm", f"{llmock.base_url()}#large", "--protocol", "native", "--park"
+    )
+    assert code == 0, err
+    assert sorted(request.model or "" for request in llmock.requests) == ["large", "large", "small"]
+
+
+SYNTHESISER = '[llm.synthesiser]\nmodel = "small"\n'
+
+
+def in_flight(llmock: LLMock) -> int:
+    """Return how many requests the server has had at a time, at the most."""
+    requests = llmock.requests
+    return max(
+        sum(other.started_at <= request.started_at < other.ended_at for other in requests) for request in requests
+    )
+
+
+@pytest.mark.parametrize(("most", "seen"), [("", 2), ("[llm.rate]\nmax_concurrent = 1", 1)])
+def test_no_more_calls_are_in_flight_than_the_file_says(most: str, seen: int, run: Run, llmock: LLMock) -> None:
+    llmock.delay(0.3, times=None)
+    carry_out(run, llmock, f"{SYNTHESISER}{most}")
+    assert in_flight(llmock) == seen
+
+
+def test_no_more_calls_are_made_in_any_window_than_the_file_says(run: Run, llmock: LLMock) -> None:
+    carry_out(run, llmock, f"{SYNTHESISER}[llm.rate]\nrequests_per_minute = 120\nwindow_s = 0.5\n")
+    began = sorted(request.started_at for request in llmock.requests)
+    assert all(later - earlier >= 0.5 for earlier, later in pairwise(began)), "two models, one limit"
+
+
+def test_a_site_may_have_a_limit_of_its_own(run: Run, llmock: LLMock) -> None:
+    own = "rate = { requests_per_minute = 1 }\n"
+    carry_out(run, llmock, f"{SYNTHESISER}{own}[llm.rate]\nrequests_per_minute = 2\n")  # or it would take a minute
 
 
 # -- agents -------------------------------------------------------------------------------------

@@ -24,12 +24,14 @@ from harness import (
     Event,
     Failed,
     Finished,
+    GovernedLLM,
     GuardrailConfig,
     HarnessError,
     LLMError,
     LLMSettings,
     MemoryCheckpointStore,
     NotDone,
+    RateLimit,
     SQLiteCheckpointStore,
     StoreBusy,
     ToolContext,
@@ -564,6 +566,22 @@ async def test_a_fork_leaves_a_call_in_doubt_to_the_run_it_came_from(store: Chec
     assert (result.answer, statuses(result)) == ("Paid.", {"pay": "unknown"})
     assert (pay.asked, len(pay.effects())) == (0, 1)
     assert statuses(await runtime.resume("r")) == {"pay": "reconciled"}
+
+
+async def test_the_deadline_of_a_call_that_was_settled_hits_nothing_that_comes_after_it(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    pay = RecordingTool("pay", tmp_path / "fx", delay_s=30, timeout_s=0.2, reconciles=True)
+    limit, let_go = RateLimit(max_concurrent=1), asyncio.Event()
+    runtime = wire(store, GovernedLLM(ScriptedLLM([call("pay"), "Paid."]), limit), pay)
+    await stopped(runtime.run_agent("a", "x", run_id="r"), pay.effects)
+
+    other = GovernedLLM(Stream(let_go.wait, ResponseDone(LLMResponse((Text("Done."),), "stop"))), limit)
+    holds = asyncio.create_task(wire(MemoryCheckpointStore(), other).run_agent("a", "Take the only turn."))
+    asyncio.get_running_loop().call_later(0.5, let_go.set)
+    result = await asyncio.wait_for(runtime.resume("r"), 10)
+    assert (result.answer, statuses(result)) == ("Paid.", {"pay": "reconciled"})
+    assert (await holds).answer == "Done."
 
 
 def counting(upto: int) -> ScriptedLLM:

@@ -27,6 +27,7 @@ from harness import (
     MemoryCheckpointStore,
     NotDone,
     OpenAILLM,
+    OpenAIResponsesLLM,
     Parked,
     Plan,
     Replay,
@@ -167,6 +168,15 @@ async def streaming() -> None:
         async for event in shown:
             assert_type(event, Event)
     assert_type(replay.result, RunResult | None)
+
+
+async def closing() -> None:
+    """A model closes its connections at the end of a block."""
+    async with OpenAILLM("m") as chat, OpenAIResponsesLLM("m") as responses, AnthropicLLM("m") as claude:
+        assert_type(chat, OpenAILLM)
+        assert_type(responses, OpenAIResponsesLLM)
+        assert_type(claude, AnthropicLLM)
+        assert_type(claude.price(1, 1), int | None)
 
 
 async def recordings() -> None:

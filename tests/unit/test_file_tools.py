@@ -191,6 +191,29 @@ async def test_a_search_in_vain_names_some_of_the_files(folder: Path, run: Run) 
     assert await run("search_files", text="x", pattern="*.none") == "no line contains 'x' (0 files searched)"
 
 
+async def test_a_search_in_vain_shows_the_lines_with_the_most_of_the_words(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "oncall.txt").write_text("2026-11-02 Piet Haan\n2026-11-09 Mirela Voss\n")
+    (tmp_path / "a.txt").write_text("Call us.\nWe call nobody on 2026-11-09, though.\n" + "call\n" * 50)
+    run = runner(tmp_path)
+    first, *nearest, note = (await run("search_files", text="Who is on call, 2026-11-09?")).split("\n")
+    assert first == (
+        "no line contains 'Who is on call, 2026-11-09?' (2 files searched); "
+        "lines with 2 of the words who, call, 2026-11-09:"
+    )
+    assert nearest == ["a.txt:2: We call nobody on 2026-11-09, though."]
+    assert note.startswith("[searched: a.txt, notes/oncall.txt;")
+    _, *nearest, _ = (await run("search_files", text="on 2026-11-02 at")).split("\n")
+    assert nearest == ["notes/oncall.txt:1: 2026-11-02 Piet Haan"]
+    _, *nearest, _ = (await run("search_files", text="call elephants")).split("\n")
+    assert nearest == ["a.txt:1: Call us.", "a.txt:2: We call nobody on 2026-11-09, though."] + [
+        f"a.txt:{number}: call" for number in range(3, 11)
+    ]
+    for nothing in ("elephant", "on it", "two elephants"):
+        said = await run("search_files", text=nothing)
+        assert said.startswith(f"no line contains {nothing!r} (2 files searched)\n[")
+
+
 async def test_only_the_start_of_a_huge_file_is_read(tmp_path: Path) -> None:
     with (tmp_path / "huge").open("wb") as file:
         file.write(b"first\n" + b"\n" * 10_000)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -24,11 +25,14 @@ import pytest
 import harness
 from harness.checkpoint import FileCheckpointStore, RunQuery, SQLiteCheckpointStore
 from harness.checkpoint.base import this_process
+from harness.checkpoint.database import Database
 from harness.checkpoint.local import file_system
+from harness.checkpoint.reading import read_only
 from harness.errors import CheckpointCorrupt, CheckpointError, OwnershipLost, RecordTooNew, StoreBusy
 from harness.mailbox import Cancel, Guidance
 from harness.records import encode
 from harness.testing.store_contract import journal, noted, started, summaries
+from support.read_only import only_to_be_read, powerless
 
 LIBRARY = str(Path(harness.__file__).parent.parent)
 
@@ -185,11 +189,136 @@ async def test_places_that_cannot_hold_a_file_are_typed_errors(tmp_path: Path) -
             await SQLiteCheckpointStore(path).claim("run", this_process())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
-async def test_a_read_only_folder_is_a_typed_error(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(CheckpointError, match=r"runs\.db"):
-        await SQLiteCheckpointStore(tmp_path / "runs.db").claim("run", this_process())
+async def test_a_read_only_folder_is_a_typed_error(path: Path) -> None:
+    path.parent.mkdir()
+    with only_to_be_read(path.parent):
+        done = powerless(OPEN, "sqlite", path, "")
+    told = json.loads(done.stdout)
+    assert set(told["refused"]) == set(told["read"].values())
+    assert all("runs.db" in said for said in told["refused"])
+
+
+OPEN = """
+import asyncio, json, sys
+from harness.checkpoint import FileCheckpointStore, RunQuery, SQLiteCheckpointStore
+from harness.checkpoint.base import Owner, this_process
+from harness.errors import CheckpointError
+from harness.mailbox import Guidance
+from harness.records import Noted
+
+async def main(kind, path, digest):
+    store = (SQLiteCheckpointStore if kind == "sqlite" else FileCheckpointStore)(path)
+    async def records(): return [entry.seq async for entry in store.read("run")]
+    async def runs(): return [[run.run_id, run.status] async for run in store.runs(RunQuery())]
+    async def blob(): return (await store.get_blob("run", digest)).decode()
+    async def mail(): return [mail.command.text for mail in await store.inbox("run")]
+    found, refused, me = {}, [], this_process()
+    for _ in range(2):  # what is refused in between takes nothing away from reading
+        for ask in (records, runs, blob, mail):
+            try:
+                found[ask.__name__] = await ask()
+            except CheckpointError as error:
+                found[ask.__name__] = str(error)
+        for write in (
+            store.claim("run", me), store.claim("new", me), store.post("run", Guidance("no", "ann")),
+            store.put_blob("run", b"no"), store.delete("run"),
+        ):
+            try:
+                await write
+                refused.append("written")
+            except CheckpointError as error:
+                refused.append(str(error))
+    await store.close()
+    print(json.dumps({"read": found, "refused": refused}))
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+LEAVE = """
+import asyncio, os, sys
+from harness.checkpoint import FileCheckpointStore, SQLiteCheckpointStore
+from harness.checkpoint.base import this_process
+from harness.mailbox import Guidance
+from harness.testing.store_contract import noted, started
+
+async def main(kind, path, how):
+    store = (SQLiteCheckpointStore if kind == "sqlite" else FileCheckpointStore)(path)
+    owner = await store.claim("run", this_process())
+    await store.append("run", 0, [started()], owner=owner)
+    await store.append("run", 1, [noted(1), noted(2)], owner=owner)
+    await store.post("run", Guidance("slowly", "ann"))
+    print(await store.put_blob("run", b"large"), flush=True)
+    if how == "killed":
+        os._exit(0)
+    await store.release(owner)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What the files of a folder hold; the index of a log is left out, which readers keep their places in."""
+    return {
+        str(file.relative_to(folder)): b"" if file.name.endswith("-shm") else file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "sqlite, without the index of its log", "file"])
+@pytest.mark.parametrize("left", ["closed", "killed"])
+async def test_what_may_only_be_read_is_read_and_left_as_it_is(path: Path, kind: str, left: str) -> None:
+    kind, _, without = kind.partition(",")
+    done = subprocess.run([sys.executable, "-c", LEAVE, kind, path, left], capture_output=True, text=True, check=True)
+    if without:
+        path.with_name("runs.db-shm").unlink(missing_ok=left == "closed")
+    before = contents(path.parent)
+    with only_to_be_read(path.parent):
+        read = powerless(OPEN, kind, path, done.stdout.strip())
+        after = contents(path.parent)
+    assert after == before
+    told = json.loads(read.stdout)
+    assert told["read"] == {"records": [1, 2, 3], "runs": [["run", "interrupted"]], "blob": "large", "mail": ["slowly"]}
+    assert len(told["refused"]) == 10
+    sentence = (
+        r"runs\.db' cannot be opened for writing \(.*\): check its permissions" if kind == "sqlite" else "runs.db/.*"
+    )
+    assert all(re.search(sentence, said) for said in told["refused"]), told["refused"]
+
+
+async def test_what_another_process_writes_is_read_where_this_one_may_not_write(path: Path) -> None:
+    store = SQLiteCheckpointStore(path)
+    owner = await store.claim("run", this_process())
+    await store.append("run", 0, [started()], owner=owner)
+    for count in (1, 2, 3):
+        with only_to_be_read(path.parent):
+            told = json.loads(powerless(OPEN, "sqlite", path, "0" * 64).stdout)
+        assert told["read"]["records"] == list(range(1, count + 1))
+        assert told["read"]["runs"] == [["run", "running"]]
+        await store.append("run", count, [noted(count)], owner=owner)
+    await store.close()
+
+
+async def test_a_read_only_file_of_a_release_without_mailboxes_has_no_mail(path: Path) -> None:
+    write_old_file(path)
+    with only_to_be_read(path.parent):
+        told = json.loads(powerless(OPEN.replace('"run")', '"old")'), "sqlite", path, "0" * 64).stdout)
+    assert (told["read"]["records"], told["read"]["mail"]) == ([1, 2], [])
+
+
+async def test_what_was_written_while_it_was_read_without_locks_is_read_again(path: Path) -> None:
+    await write_run(path)
+    seen: list[int] = []
+
+    def read(database: Database) -> int:
+        if not seen:  # somebody comes, writes, and is gone
+            asyncio.run(write_run(path, "other"))
+        seen.append(len(database.runs(RunQuery())))
+        return seen[-1]
+
+    assert await asyncio.to_thread(read_only, path, read, busy_timeout_s=1) == 2
+    assert len(seen) == 2
 
 
 FILL = """

@@ -50,6 +50,9 @@ SCHEMA_VERSION = 1
 CHUNK = 200
 """How many batches are read at a time."""
 
+NOT_WRITABLE = (apsw.ReadOnlyError, apsw.PermissionsError, apsw.CantOpenError)
+"""What SQLite raises where a file cannot be opened for writing."""
+
 _PAGE_SIZE = 2048  # a commit writes whole pages, and a step is about 500 bytes
 _CHECKPOINT_PAGES = 1000  # 2 MB of write-ahead log: it is overwritten then, which is cheaper than growing
 
@@ -160,18 +163,21 @@ class Database:
         self._busy_ms = round(busy_timeout_s * 1000)
         self._waits = False
         self._file = os.stat(path)
-        self._db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._db = self._connect()
         try:
+            self.wait_when_busy(True)
+            # A file may have been made by somebody else: nothing in its schema is trusted to be more than data.
+            self._db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
+            self._db.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
             self._prepare()
         except BaseException:
             self._db.close(True)
             raise
 
+    def _connect(self) -> apsw.Connection:
+        return apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+
     def _prepare(self) -> None:
-        self.wait_when_busy(True)
-        # A file may have been made by somebody else: nothing in its schema is trusted to be more than data.
-        self._db.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)
-        self._db.config(apsw.SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0)
         with self._snapshot():
             new = self._is_new()
         if new:
@@ -187,7 +193,7 @@ class Database:
             with self._transaction():
                 if self._is_new():  # still: another process may have been quicker
                     self._run(_SCHEMA)
-        if self._one("SELECT 1 FROM sqlite_schema WHERE name = 'mail'") is None:
+        if not self._has_mailboxes():
             self._run(_MAILBOX)
         self._db.set_wal_hook(self._log)
 
@@ -228,6 +234,9 @@ class Database:
                 f"to {SCHEMA_VERSION}): update react-agent-harness to go on"
             )
         return False
+
+    def _has_mailboxes(self) -> bool:
+        return self._one("SELECT 1 FROM sqlite_schema WHERE name = 'mail'") is not None
 
     def _use_wal(self) -> None:
         # Two processes that open a new file at once both want the lock this takes, and SQLite does not wait for it.
@@ -471,7 +480,8 @@ class Database:
 def _status(records: Sequence[Record]) -> RunStatus | None:
     status = None
     for record in records:
-        status = final_status(record) or status
+        if (found := final_status(record)) is not None:
+            status = found
     return status
 
 
@@ -509,7 +519,7 @@ def explain(error: apsw.Error, path: Path, busy_timeout_s: float) -> CheckpointE
             return CheckpointCorrupt(f"{file} is damaged ({error}): restore it from a backup or move it away")
         case apsw.FullError():
             return CheckpointError(f"the disk of {file} is full and nothing was written: free some space, then resume")
-        case apsw.ReadOnlyError() | apsw.PermissionsError() | apsw.CantOpenError():
+        case _ if isinstance(error, NOT_WRITABLE):
             return CheckpointError(f"{file} cannot be opened for writing ({error}): check its permissions")
         case apsw.IOError():
             return CheckpointError(f"{file} could not be read or written ({error}): check the disk")

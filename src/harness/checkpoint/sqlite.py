@@ -21,7 +21,7 @@ import apsw
 import msgspec
 
 from harness.checkpoint.base import LEASE_S, Owner, RunQuery, RunSummary
-from harness.checkpoint.database import CHUNK, Append, Database, explain
+from harness.checkpoint.database import CHUNK, NOT_WRITABLE, Append, Database, explain
 from harness.errors import CheckpointCorrupt, CheckpointError, StoreBusy
 from harness.mailbox import Command, Mail
 from harness.records import Entry, ProcessId, Record, decode_batches
@@ -91,7 +91,8 @@ class SQLiteCheckpointStore:
         where = f"run {run_id!r} in {str(self.path)!r}"
         end, more = max(after, 0), True
         while more:
-            batches = await self._call(functools.partial(Database.read, run_id=run_id, after=end), short=True)
+            work = functools.partial(Database.read, run_id=run_id, after=end)
+            batches = await self._call(work, short=True, reads=True)
             more = len(batches) == CHUNK
             decoded = decode_batches([data for _, _, data in batches], where=where)
             for (last, at, _), records in zip(batches, decoded, strict=True):
@@ -111,7 +112,7 @@ class SQLiteCheckpointStore:
 
     async def runs(self, query: RunQuery, /) -> AsyncIterator[RunSummary]:
         """Yield summaries, the last started first."""
-        for summary in await self._call(lambda database: database.runs(query)):
+        for summary in await self._call(lambda database: database.runs(query), reads=True):
             yield summary
 
     async def claim(self, run_id: str, process: ProcessId, /, *, lease_s: float = LEASE_S) -> Owner:
@@ -149,7 +150,7 @@ class SQLiteCheckpointStore:
 
     async def get_blob(self, run_id: str, digest: str, /) -> bytes:
         """Return a kept value."""
-        return await self._call(lambda database: database.get_blob(run_id, digest))
+        return await self._call(lambda database: database.get_blob(run_id, digest), reads=True)
 
     async def post(self, run_id: str, command: Command, /) -> Mail:
         """Put a command into a run's mailbox. See ``CheckpointStore.post``."""
@@ -157,7 +158,7 @@ class SQLiteCheckpointStore:
 
     async def inbox(self, run_id: str, /) -> list[Mail]:
         """Return what is in a run's mailbox."""
-        return await self._call(lambda database: database.inbox(run_id), short=True)
+        return await self._call(lambda database: database.inbox(run_id), short=True, reads=True)
 
     async def discard_mail(self, run_id: str, ids: Sequence[str], /) -> None:
         """Remove commands that were taken."""
@@ -214,18 +215,26 @@ class SQLiteCheckpointStore:
             return []
         return self._here(work)
 
-    async def _call(self, work: Callable[[Database], T], *, short: bool = False) -> T:
+    async def _call(self, work: Callable[[Database], T], *, short: bool = False, reads: bool = False) -> T:
         if short and (done := self._here_if_lone(work)):
             return done[0]
-        return await asyncio.wrap_future(self._submit(work))
+        return await asyncio.wrap_future(self._submit(work, reads=reads))
 
-    def _submit(self, work: Callable[[Database], T]) -> Future[T]:
+    def _submit(self, work: Callable[[Database], T], *, reads: bool = False) -> Future[T]:
         self._after_fork()
-        return self._thread.submit(self._work, work)
+        return self._thread.submit(self._work, work, reads=reads)
 
-    def _work(self, work: Callable[[Database], T]) -> T:
+    def _work(self, work: Callable[[Database], T], *, reads: bool = False) -> T:
         with self._in_use:
-            return self._explained(self._work_opened, work)
+            return self._explained(self._read_opened if reads else self._work_opened, work)
+
+    def _read_opened(self, work: Callable[[Database], T]) -> T:
+        try:
+            return self._work_opened(work)
+        except NOT_WRITABLE:
+            from harness.checkpoint.reading import read_only  # rarely needed
+
+            return read_only(self.path, work, busy_timeout_s=self._busy_timeout_s)
 
     def _work_opened(self, work: Callable[[Database], T]) -> T:
         if self._database is not None and self._database.is_elsewhere():

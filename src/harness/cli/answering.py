@@ -34,6 +34,7 @@ from harness.events import arguments_for_show
 from harness.hitl.banner import described, scope_of
 from harness.hitl.base import ApprovalRequest
 from harness.hitl.shown import safe_word
+from harness.inbox import answer_in
 from harness.keys import join_key
 from harness.llm.absent import NoModel
 from harness.mailbox import Answer
@@ -114,7 +115,7 @@ class Question(NamedTuple):
     """An open question of a run.
 
     Attributes:
-        answer: an answer that waits in the run's mailbox; None where there is none.
+        answer: an answer that waits in the run's mailbox; None where there is none that the run would take.
     """
 
     request: ApprovalRequested
@@ -154,9 +155,9 @@ async def _questions(key: str) -> tuple[Found, list[Question]]:
     state = found.state
     async with open_store() as store:
         mail = await store.inbox(state.run_id) if store is not None else []
-    answers = {letter.command.approval_id: letter.command for letter in mail if isinstance(letter.command, Answer)}
+    seal = Seal(host.approval_key)
     questions = [
-        Question(request, state.scopes[request.scope].agent_id, answers.get(request.approval_id))
+        Question(request, state.scopes[request.scope].agent_id, answer_in(mail, request, seal))
         for request in open_questions(state)
     ]
     return found, questions

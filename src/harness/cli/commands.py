@@ -20,10 +20,11 @@ from harness.cli.asking import Asking
 from harness.cli.choices import Choices
 from harness.cli.codes import FAILED, OK, USAGE, exit_code, report
 from harness.cli.endpoint import Protocol
+from harness.cli.heading import Header
 from harness.cli.ledger import Ledger
 from harness.cli.looking import events_of
 from harness.cli.places import check_state_folder
-from harness.cli.screen import Header, Screen
+from harness.cli.screen import Screen
 from harness.cli.stored import Found, key_of, last_finished, read, summaries
 from harness.cli.text import age, count, one_line, safe
 from harness.errors import ConfigError

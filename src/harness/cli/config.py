@@ -14,6 +14,7 @@ from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig, Limits
 from harness.cli.places import user_folder
 from harness.errors import ConfigError
+from harness.llm.rate import RateLimit
 from harness.records import Site
 from harness.registry import nearest
 from harness.toml_text import line_of, parse_toml, read_text
@@ -28,10 +29,35 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+_Rate = Annotated[int, Field(ge=1, le=10**12)]
+
+
+class RateTable(Strict):
+    """``[llm.rate]``: the arguments of RateLimit."""
+
+    requests_per_minute: _Rate | None = None
+    tokens_per_minute: _Rate | None = None
+    max_concurrent: _Rate | None = None
+    window_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+    def limit(self) -> RateLimit:
+        """Return the limit; what is given the same one obeys it together.
+
+        Raises:
+            ConfigError: a window would hold no call.
+        """
+        return RateLimit(**self.model_dump(exclude_none=True))
+
+
 class SiteTable(Strict):
-    """``[llm.planner]`` and the like: another model of the same server for one thing a run asks."""
+    """``[llm.planner]`` and the like: another model of the same server for one thing a run asks.
+
+    Attributes:
+        rate: a limit of its own; without one it shares that of ``[llm.rate]``.
+    """
 
     model: str
+    rate: RateTable | None = None
 
 
 class LLMTable(Strict):
@@ -41,14 +67,15 @@ class LLMTable(Strict):
     base_url: str | None = None
     protocol: Literal["native", "text", "responses", "background"] | None = None
     api_key_env: str | None = None
+    rate: RateTable | None = None
     classifier: SiteTable | None = None
     router: SiteTable | None = None
     planner: SiteTable | None = None
     synthesiser: SiteTable | None = None
     summariser: SiteTable | None = None
 
-    def sites(self) -> dict[Site, str]:
-        """Return the models of call sites that have one of their own."""
+    def sites(self) -> dict[Site, SiteTable]:
+        """Return the call sites that have a model of their own."""
         tables: dict[Site, SiteTable | None] = {
             "classifier": self.classifier,
             "router": self.router,
@@ -56,7 +83,7 @@ class LLMTable(Strict):
             "synthesiser": self.synthesiser,
             "summariser": self.summariser,
         }
-        return {site: table.model for site, table in tables.items() if table is not None}
+        return {site: table for site, table in tables.items() if table is not None}
 
 
 _Limit = Annotated[int, Field(ge=0)]
@@ -238,6 +265,7 @@ def parse(text: str, path: Path) -> ConfigFile:
         raise ConfigError("\n".join(explain(problem, text, path, _WORDS) for problem in error.errors())) from None
     file = ConfigFile(path, text, data)
     _check_agents(file)
+    _check_rates(file)
     return file
 
 
@@ -262,7 +290,9 @@ Words: TypeAlias = Mapping[tuple[str, ...], type[BaseModel]]
 _WORDS: Words = {
     (): FileModel,
     ("llm",): LLMTable,
+    ("llm", "rate"): RateTable,
     ("llm", "*"): SiteTable,
+    ("llm", "*", "rate"): RateTable,
     ("agents", "*"): AgentTable,
     ("agents", "*", "limits"): LimitsTable,
     ("budget",): BudgetTable,
@@ -305,9 +335,21 @@ def _check_agents(file: ConfigFile) -> None:
             raise ConfigError(f"{at}: agent {name!r} has a prompt and a prompt_file; keep one")
 
 
+def _check_rates(file: ConfigFile) -> None:
+    llm = file.data.llm
+    sites = ((("llm", site, "rate"), table.rate) for site, table in llm.sites().items())
+    for keys, rate in ((("llm", "rate"), llm.rate), *sites):
+        if rate is not None:
+            try:
+                rate.limit()
+            except ConfigError as error:
+                raise ConfigError(f"{file.path}:{file.line(*keys)}: {'.'.join(keys)}: {error}") from None
+
+
 def merged(files: Iterable[ConfigFile]) -> FileModel:
     """Merge files: a later one wins key by key, agents by name. What asks a person in one of them does so in all."""
     llm: dict[str, object] = {}
+    rate: dict[str, object] = {}
     budget: dict[str, object] = {}
     agents: dict[str, AgentTable] = {}
     people: dict[str, object] = {}
@@ -318,7 +360,10 @@ def merged(files: Iterable[ConfigFile]) -> FileModel:
         if people.get("approve_plans"):
             given.pop("approve_plans", None)
         people.update(given)
-        llm.update(file.data.llm.model_dump(exclude_none=True))
+        rate = {**rate, **(file.data.llm.rate or RateTable()).model_dump(exclude_none=True)}
+        llm.update(file.data.llm.model_dump(exclude_none=True, exclude={"rate"}))
         budget.update(file.data.budget.model_dump(exclude_none=True))
         agents.update(file.data.agents)
+    if rate:
+        llm["rate"] = rate
     return FileModel(llm=LLMTable(**llm), budget=BudgetTable(**budget), agents=agents, **people)  # type: ignore[arg-type]  # dumped from the same models

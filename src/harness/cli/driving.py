@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from harness import host
 from harness.cli.asking import Asking, Steering
 from harness.cli.codes import FAILED, INTERRUPTED, OutputLost, exit_code, report, silence_stdout
+from harness.cli.heading import Header
 from harness.cli.interrupts import Interrupts
 from harness.cli.ledger import Ledger
-from harness.cli.screen import Header, Screen
+from harness.cli.screen import Screen
 from harness.cli.text import safe
 from harness.events import Event
 from harness.keys import join_key, place_of

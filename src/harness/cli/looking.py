@@ -12,9 +12,9 @@ from harness import host
 from harness.checkpoint.base import RunQuery, RunStatus
 from harness.cli import screen as screens
 from harness.cli.codes import OK, report
+from harness.cli.heading import Header
 from harness.cli.ledger import Ledger
 from harness.cli.narrator import RESULT_LINES
-from harness.cli.screen import Header
 from harness.cli.stored import KINDS, Found, Listed, key_of, listing, read, status_of
 from harness.cli.text import age, count, one_line, safe
 from harness.errors import ConfigError

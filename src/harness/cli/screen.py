@@ -5,31 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import NamedTuple, Protocol, TextIO
+from typing import Protocol, TextIO
 
+from harness.cli.heading import Header, summary
 from harness.cli.ledger import Ledger
 from harness.cli.narrator import Line, Narrator, label_of
-from harness.cli.text import count, safe
+from harness.cli.text import safe
 from harness.cli.timeline import Timeline
 from harness.events import Discarded, Event, Token
 from harness.keys import place_of
-from harness.result import Finished, RunResult
+from harness.result import RunResult
 
 PLAIN_WIDTH = 160
-
-
-class Header(NamedTuple):
-    """What is said of a run before it begins.
-
-    Attributes:
-        goal: what it was asked.
-        facts: the agent, the model, the folder: in a few words each.
-        notes: sentences that must be read.
-    """
-
-    goal: str
-    facts: tuple[str, ...]
-    notes: tuple[str, ...] = ()
 
 
 class Screen(Protocol):
@@ -257,9 +244,3 @@ def _named(text: str, scope: str, step: str = "") -> str:
         return text
     first = f"[{label_of(scope)}{step}] " + "  " * place_of(scope).depth
     return "\n".join(first + line for line in text.split("\n"))
-
-
-def summary(result: RunResult, ledger: Ledger) -> str:
-    """Say in one line what a run used: steps, tokens, cost, time and how sure the model is."""
-    sure = f" · confidence {result.confidence:.2f}" if isinstance(result, Finished) else ""
-    return f"{count(result.steps, 'step')} · {ledger.total()}{sure}"

@@ -13,9 +13,9 @@ from rich.text import Text
 
 from harness.cli import chart
 from harness.cli.activity import Activity
+from harness.cli.heading import Header, summary
 from harness.cli.ledger import Ledger
 from harness.cli.narrator import RESULT_LINES, Line, Narrator, label_of
-from harness.cli.screen import Header, summary
 from harness.cli.text import one_line, safe
 from harness.cli.timeline import ENDED, Timeline
 from harness.events import Discarded, Event, Planned, Replanned, Thought, Token

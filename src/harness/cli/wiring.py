@@ -22,6 +22,8 @@ from harness.tools import as_tool, delegate, file_tools
 if TYPE_CHECKING:
     from harness.cli.config import AgentTable, ConfigFile, FileModel
     from harness.hitl.base import Approver
+    from harness.llm.base import LLM
+    from harness.llm.rate import RateLimit
     from harness.tools.base import Tool
 
 FILES_WORD = "files"
@@ -106,9 +108,13 @@ def wire(
         api_key_env=endpoint.key_env,
     )
     origin = _origin(kept)
+    rate = None if told.llm.rate is None else told.llm.rate.limit()
     runtime = AgentRuntime(
-        llm=make_llm(endpoint),
-        llm_by_site={site: make_llm(endpoint.with_model(model)) for site, model in told.llm.sites().items()},
+        llm=_governed(make_llm(endpoint), rate),
+        llm_by_site={
+            site: _governed(make_llm(endpoint.with_model(table.model)), table.rate.limit() if table.rate else rate)
+            for site, table in told.llm.sites().items()
+        },
         agents=agents,
         tool_registry=crew.tools,
         guardrail_config=limits,
@@ -121,6 +127,14 @@ def wire(
     )
     who = f"agent {agent_id}" if agent_id else f"agents {', '.join(agent.agent_id for agent in agents)}"
     return Wired(runtime, agent_id, limits, origin, (who, f"model {endpoint.describe()}", f"folder {folder}"))
+
+
+def _governed(llm: LLM, rate: RateLimit | None) -> LLM:
+    if rate is None:
+        return llm
+    from harness.llm.governed import GovernedLLM
+
+    return GovernedLLM(llm, rate)
 
 
 def wire_demo(choices: Choices) -> Wired:

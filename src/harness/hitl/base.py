@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 import msgspec
@@ -62,7 +64,10 @@ class Approver(Protocol):
         name: who answers, as it is written down: ``console:ann``.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Who answers; read as soon as ``decide`` has returned, in the task that has called it."""
+        ...
 
     async def decide(self, request: ApprovalRequest, /) -> Decision | None:
         """Answer, or return None: whoever comes next is asked, and where nobody is the run parks."""
@@ -120,6 +125,21 @@ def as_approver(given: object) -> Approver:
     return CallbackApprover(cast("Callback", given))
 
 
+# Of the question that is asked in this context: who has answered each chain. A table that is shared, and not the name
+# itself, so that tasks which an approver starts for the question write into it, too.
+_answered_by: ContextVar[dict[ApproverChain, str] | None] = ContextVar("answered_by", default=None)
+
+
+@contextmanager
+def one_question() -> Generator[None]:
+    """Keep apart who answers the question that is asked within from whoever answers another at the same time."""
+    token = _answered_by.set({})
+    try:
+        yield
+    finally:
+        _answered_by.reset(token)
+
+
 class ApproverChain:
     """Asks one after the other until somebody answers.
 
@@ -132,12 +152,21 @@ class ApproverChain:
 
     def __init__(self, *approvers: Approver | Callback) -> None:
         self._approvers = [as_approver(approver) for approver in approvers]
-        self.name = ", ".join(approver.name for approver in self._approvers)
+        self._everybody = ", ".join(approver.name for approver in self._approvers)
+        self._last = self._everybody
+
+    @property
+    def name(self) -> str:
+        """Who has answered: the question that a run asks, where it asks one, else the last one. Before, all of them."""
+        answered_by = _answered_by.get()
+        return self._last if answered_by is None else answered_by.get(self, self._everybody)
 
     async def decide(self, request: ApprovalRequest, /) -> Decision | None:
         """Return the first answer."""
         for approver in self._approvers:
             if (decision := await approver.decide(request)) is not None:
-                self.name = approver.name
+                self._last = approver.name
+                if (answered_by := _answered_by.get()) is not None:
+                    answered_by[self] = self._last
                 return decision
         return None

@@ -12,18 +12,19 @@ import msgspec
 from harness.budget import Usage
 from harness.errors import ConfigError, LLMError, LLMHTTPError, MalformedResponse, MissingExtra
 from harness.llm.anthropic_reply import FILTERED, Assembly, decode_event, read_usage
-from harness.llm.anthropic_request import Wire, is_closed, messages_body
+from harness.llm.anthropic_request import is_closed, messages_body
 from harness.llm.base import LLM, LLMDelta, LLMRequest, ResponseDone
+from harness.llm.calls import Wire
 from harness.llm.chat_reply import events
 from harness.llm.images import without_images
 from harness.llm.prices import CostFunction
 from harness.llm.schema import SchemaLLM
 from harness.llm.sdk import (
     Clients,
-    LastUsage,
     Meter,
     Said,
     SdkErrors,
+    SdkLLM,
     Server,
     Service,
     cut,
@@ -45,11 +46,12 @@ VERSION_WITH_TEMPERATURE = "2023-06-01"
 """Later versions of the API take no temperature."""
 
 
-class AnthropicLLM:
+class AnthropicLLM(SdkLLM):
     """A model behind Anthropic's Messages API.
 
     One attempt per call: retries are the driver's. Concurrent runs may share one object. What the model thought is
-    kept as the API sent it and sent back in the steps that follow.
+    kept as the API sent it and sent back in the steps that follow. ``async with`` closes its connections at the end of
+    the block.
 
     Args:
         model: the model's name.
@@ -85,18 +87,12 @@ class AnthropicLLM:
         if not max_output_tokens > 0:
             raise ConfigError(f"AnthropicLLM(max_output_tokens=) must be more than 0, not {max_output_tokens!r}")
         server = Server(ANTHROPIC, api_key=api_key, base_url=base_url, timeout_s=request_timeout_seconds)
-        self._images = images
         self._messages = _Messages(model, server, cost_fn, max_tokens=max_output_tokens, caching=prompt_caching)
+        super().__init__(model, server, self._messages.meter, self._messages.clients)
+        self._images = images
         # Apart from the others, so that their tokens pass through one generator less.
         self._schemed: LLM = SchemaLLM(self._messages, otherwise=_Forced(self._messages))
-        self.name = model
-        self.provider = server.provider
         self.max_output_tokens = max_output_tokens
-
-    @property
-    def last_usage(self) -> LastUsage | None:
-        """What the last finished call used; of the object, not of a run: concurrent runs share it."""
-        return self._messages.meter.last_usage
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make one call and yield its deltas."""
@@ -110,14 +106,7 @@ class AnthropicLLM:
         With prompt caching, as if all of the input were written to the cache, which costs more than reading it.
         """
         written = input_tokens if self._messages.caching else 0
-        return self._messages.meter.price(Usage(input_tokens, output_tokens, cache_write_tokens=written))
-
-    async def aclose(self) -> None:
-        """Close idle connections. Optional: they are closed with the event loop too."""
-        await self._messages.clients.aclose()
-
-    def __repr__(self) -> str:
-        return f"AnthropicLLM({self.name!r}, base_url={self._messages.server.shown_url!r})"
+        return self._meter.price(Usage(input_tokens, output_tokens, cache_write_tokens=written))
 
 
 class _Messages:

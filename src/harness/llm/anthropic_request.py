@@ -14,13 +14,11 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from harness.llm.base import LLMRequest
-from harness.llm.calls import NO_RESULT, CallBook
+from harness.llm.calls import CallBook, Wire, in_words, unreadable
 from harness.llm.images import SHOWN_AS
-from harness.llm.replies import CONFIDENCE_REQUEST, clean, decode, is_object
+from harness.llm.replies import decode, is_object, system_prompt
 from harness.messages import JSON, Image, Message, Reasoning, Text, ToolCall, ToolResult
 from harness.tools.base import ToolSpec
-
-Wire = dict[str, JSON]
 
 OURS = "anthropic"
 """The key of a reasoning part's provider data that holds a block as the API sent it."""
@@ -73,9 +71,7 @@ def messages_body(request: LLMRequest, model: str, *, max_tokens: int, caching: 
         forced: whether a reply that must match a schema is asked for as the input of a tool.
     """
     limit = request.settings.max_output_tokens or max_tokens
-    prompt = request.system
-    if request.confidence:
-        prompt = f"{prompt}\n\n{CONFIDENCE_REQUEST}".strip()
+    prompt = system_prompt(request)
     tools = [_tool(spec) for spec in request.tools]
     forced = forced and request.response_schema is not None
     wrapped = False
@@ -265,8 +261,8 @@ class _Conversation:
             self.seen.update(_encoded([role, block]))
 
     def _end_turn(self) -> None:
-        for wire_id in self.calls.unanswered():
-            self._say("user", {"type": "tool_result", "tool_use_id": wire_id, "content": NO_RESULT})
+        for result in self.calls.unanswered():
+            self._say("user", {"type": "tool_result", "tool_use_id": result.call_id, "content": result.text})
         self._say("user", *self.after)
         self.after = []
 
@@ -278,8 +274,8 @@ class _Conversation:
         inside = images if len(results) == 1 and not results[0].is_error else []
         for result in results:
             wire_id = self.calls.answered(result)
-            if wire_id is None:  # its call was dropped; the API refuses a result without one
-                self.after += [*_texts(f"Result of {result.name}:\n{result.text}"), *inside]
+            if wire_id is None:
+                self.after += [*_texts(in_words(result)), *inside]
                 continue
             said: Wire = {"type": "text", "text": result.text if result.text.strip() else NO_TEXT}
             content: JSON = [said, *inside] if inside else said["text"]
@@ -292,17 +288,14 @@ class _Conversation:
     def _assistant(self, position: int, message: Message) -> None:
         before = self.seen.hexdigest()
         blocks: list[Wire] = []
-        index = 0
-        for part in message.parts:
+        for part in self.calls.opened(message, position).parts:
             if isinstance(part, Text):
                 blocks += _texts(part.text)
             elif isinstance(part, Reasoning):
                 blocks += _thought(part, before)
             elif isinstance(part, ToolCall):
-                wire_id = self.calls.opened(part, position, index)
                 name = _NOT_IN_NAMES.sub("_", part.name)[:128] or "_"
-                blocks.append({"type": "tool_use", "id": wire_id, "name": name, "input": _input(part.arguments)})
-                index += 1
+                blocks.append({"type": "tool_use", "id": part.id, "name": name, "input": _input(part.arguments)})
         while blocks and blocks[-1]["type"] in ("thinking", "redacted_thinking"):  # nothing came of it
             blocks.pop()
         self._say("assistant", *blocks)
@@ -330,7 +323,7 @@ def _input(written: str) -> JSON:
         value = decode(written)
     except ValueError:
         value = None
-    return value if is_object(value) else {"unreadable_arguments": clean(written)}
+    return value if is_object(value) else unreadable(written)
 
 
 def image_block(image: Image) -> Wire:

@@ -10,10 +10,11 @@ from typing import Protocol, cast, runtime_checkable
 from harness.budget import Usage
 from harness.errors import LLMError, MalformedResponse
 from harness.llm.base import LLMDelta, LLMRequest, LLMResponse, ResponseDone, TextDelta
+from harness.llm.calls import Wire
 from harness.llm.chat_reply import is_transient
-from harness.llm.chat_request import Wire, content, response_format
+from harness.llm.chat_request import content, response_format
 from harness.llm.prices import microusd, whole
-from harness.llm.replies import CONFIDENCE_REQUEST, clean, finish_reason, split_confidence
+from harness.llm.replies import clean, finish_reason, split_confidence, system_prompt
 from harness.messages import Text
 
 STEP_KEYS = frozenset({"thought", "action", "args", "actions", "answer", "confidence"})
@@ -56,7 +57,7 @@ class CompleteLLM:
 
     async def stream(self, request: LLMRequest, /) -> AsyncGenerator[LLMDelta]:
         """Ask once and yield the reply."""
-        system = f"{request.system}\n\n{CONFIDENCE_REQUEST}".strip() if request.confidence else request.system
+        system = system_prompt(request)
         messages = plain_messages(request)
         reply: object
         try:

@@ -12,17 +12,18 @@ from harness.budget import Usage
 from harness.errors import ConfigError, LLMError, LLMHTTPError, MalformedResponse, MissingExtra
 from harness.llm.abilities import ServerAbilities
 from harness.llm.base import LLM, LLMDelta, LLMRequest, LLMResponse, ResponseDone, closing
+from harness.llm.calls import Wire
 from harness.llm.chat_reply import DONE, UNREADABLE_CALL, Assembly, body_text, decode_chunk, events
-from harness.llm.chat_request import Wire, chat_body
+from harness.llm.chat_request import chat_body
 from harness.llm.images import without_images
 from harness.llm.prices import CostFunction, whole
 from harness.llm.replies import USE_THE_INTERFACE
 from harness.llm.sdk import (
     Clients,
-    LastUsage,
     Meter,
     Said,
     SdkErrors,
+    SdkLLM,
     Server,
     Service,
     cut,
@@ -39,10 +40,11 @@ if TYPE_CHECKING:
 OPENAI = Service("OpenAI", "https://api.openai.com/v1", "an OpenAI-compatible API (most end in /v1)")
 
 
-class OpenAILLM:
+class OpenAILLM(SdkLLM):
     """A model behind the chat-completions protocol.
 
-    One attempt per call: retries are the driver's. Concurrent runs may share one object.
+    One attempt per call: retries are the driver's. Concurrent runs may share one object. ``async with`` closes its
+    connections at the end of the block.
 
     A server that answers that it does not take a part of a request (tools, a JSON schema, images, ``stream_options``,
     a setting) is asked again at once without that part, which is left out from then on; a warning says so. Tool calls
@@ -82,15 +84,9 @@ class OpenAILLM:
             raise ConfigError(f"OpenAILLM(tool_calls=) must be 'native' or 'text', not {tool_calls!r}")
         server = Server(OPENAI, api_key=api_key, base_url=base_url, timeout_s=request_timeout_seconds)
         self._chat = _ChatCompletions(model, server, cost_fn)
+        super().__init__(model, server, self._chat.meter, self._chat.clients)
         self._only_text = tool_calls == "text"
         self._images = images
-        self.name = model
-        self.provider = self._chat.provider
-
-    @property
-    def last_usage(self) -> LastUsage | None:
-        """What the last finished call used; of the object, not of a run: concurrent runs share it."""
-        return self._chat.meter.last_usage
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make one call and yield its deltas."""
@@ -99,17 +95,6 @@ class OpenAILLM:
         chat = self._chat
         as_text = self._only_text or (request.tools and "tools" in chat.abilities.missing)
         return (chat.as_text if as_text else chat).stream(request)
-
-    def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
-        """Price a call beforehand, in micro-dollars: ``cost_fn``, then the price list; None where neither knows."""
-        return self._chat.meter.price(Usage(input_tokens, output_tokens))
-
-    async def aclose(self) -> None:
-        """Close idle connections. Optional: they are closed with the event loop too."""
-        await self._chat.clients.aclose()
-
-    def __repr__(self) -> str:
-        return f"OpenAILLM({self.name!r}, base_url={self._chat.server.shown_url!r})"
 
 
 class _ChatCompletions:

@@ -9,6 +9,7 @@ from typing import TypeGuard, cast
 
 import msgspec
 
+from harness.llm.base import LLMRequest
 from harness.llm.marked import holds_mark, marked_calls
 from harness.messages import JSON, unfence
 from harness.records import FinishReason
@@ -53,6 +54,11 @@ def finish_reason(reason: str) -> FinishReason:
     ('length', 'error')
     """
     return _FINISH.get(reason.lower(), "error")
+
+
+def system_prompt(request: LLMRequest) -> str:
+    """Return a request's system prompt, with the wish for a confidence where there is one."""
+    return f"{request.system}\n\n{CONFIDENCE_REQUEST}".strip() if request.confidence else request.system
 
 
 def clean(text: str) -> str:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import msgspec
 
-from harness.budget import Usage
 from harness.errors import ConfigError, LLMError, LLMHTTPError
 from harness.llm.base import LLM, LLMDelta, LLMRequest, ResponseDone, ResponseStarted
 from harness.llm.chat_reply import DONE, events
@@ -27,7 +26,7 @@ from harness.llm.responses_reply import (
 )
 from harness.llm.responses_request import responses_body
 from harness.llm.schema import SchemaLLM
-from harness.llm.sdk import Clients, LastUsage, Meter, Server, cut, drain
+from harness.llm.sdk import Clients, Meter, SdkLLM, Server, cut, drain
 
 if TYPE_CHECKING:
     import httpx2
@@ -50,11 +49,12 @@ GONE = frozenset({404, 410})
 Summary = Literal["auto", "concise", "detailed"]
 
 
-class OpenAIResponsesLLM:
+class OpenAIResponsesLLM(SdkLLM):
     """A model behind the Responses protocol.
 
     One attempt per call: retries are the driver's. Concurrent runs may share one object. What the model thought is
-    kept as the API sent it and sent back in the steps that follow.
+    kept as the API sent it and sent back in the steps that follow. ``async with`` closes its connections at the end of
+    the block.
 
     Args:
         model: the model's name.
@@ -97,17 +97,11 @@ class OpenAIResponsesLLM:
             )
         service = OPENAI._replace(variant="Responses")
         server = Server(service, api_key=api_key, base_url=base_url, timeout_s=request_timeout_seconds)
-        self._images = images
         self._responses = _Responses(model, server, cost_fn, background=background, summary=reasoning_summary)
+        super().__init__(model, server, self._responses.meter, self._responses.clients)
+        self._images = images
         # Apart from the others, so that their tokens pass through one generator less.
         self._schemed: LLM = SchemaLLM(self._responses)
-        self.name = model
-        self.provider = server.provider
-
-    @property
-    def last_usage(self) -> LastUsage | None:
-        """What the last finished call used; of the object, not of a run: concurrent runs share it."""
-        return self._responses.meter.last_usage
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Make one call, or go on listening to one, and yield its deltas."""
@@ -116,10 +110,6 @@ class OpenAIResponsesLLM:
         schemed = request.response_schema is not None and not request.reattach
         return (self._schemed if schemed else self._responses).stream(request)
 
-    def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
-        """Price a call beforehand, in micro-dollars: ``cost_fn``, then the price list; None where neither knows."""
-        return self._responses.meter.price(Usage(input_tokens, output_tokens))
-
     async def cancel_response(self, response_id: str, /) -> None:
         """Have the provider stop a response that nobody wants any more; one that has ended stays as it is.
 
@@ -127,13 +117,6 @@ class OpenAIResponsesLLM:
             LLMError: it does not.
         """
         await self._responses.cancel(response_id)
-
-    async def aclose(self) -> None:
-        """Close idle connections. Optional: they are closed with the event loop too."""
-        await self._responses.clients.aclose()
-
-    def __repr__(self) -> str:
-        return f"OpenAIResponsesLLM({self.name!r}, base_url={self._responses.server.base_url!r})"
 
 
 class _Responses:

@@ -1,4 +1,4 @@
-"""What the adapters on a provider's SDK share: its address and key, a client per event loop, its errors, its prices."""
+"""What the adapters on a provider's SDK share: its address and key, a client per event loop, errors, prices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
@@ -130,10 +130,10 @@ class Closes(Protocol):
         ...
 
 
-C = TypeVar("C", bound=Closes)
+C_co = TypeVar("C_co", bound=Closes, covariant=True)
 
 
-class Clients(Generic[C]):
+class Clients(Generic[C_co]):
     """An SDK's clients for one server: one per event loop, closed with its loop.
 
     Connections belong to the loop they were made on. A client is held by an async generator: asyncio closes those when
@@ -143,12 +143,12 @@ class Clients(Generic[C]):
         make: makes a client. It is called at once, so that what is missing or wrong is told when the adapter is built.
     """
 
-    def __init__(self, make: Callable[[], C]) -> None:
+    def __init__(self, make: Callable[[], C_co]) -> None:
         self._make = make
-        self._spare: C | None = make()
-        self._held: dict[asyncio.AbstractEventLoop, tuple[C, AsyncGenerator[None]]] = {}
+        self._spare: C_co | None = make()
+        self._held: dict[asyncio.AbstractEventLoop, tuple[C_co, AsyncGenerator[None]]] = {}
 
-    async def get(self) -> C:
+    async def get(self) -> C_co:
         """Return the running loop's client."""
         loop = asyncio.get_running_loop()
         if loop not in self._held:
@@ -368,3 +368,43 @@ class Meter:
 def _call(tokens: Usage, model: str) -> CallUsage:
     tokens_in, tokens_out = tokens.input_tokens, tokens.output_tokens
     return CallUsage(tokens_in=tokens_in, tokens_out=tokens_out, total_tokens=tokens_in + tokens_out, model=model)
+
+
+class SdkLLM:
+    """What an adapter offers besides its calls; as a context manager it closes its connections at the end of the block.
+
+    Args:
+        model: the model that is asked.
+        server: where it is.
+        meter: prices its calls.
+        clients: hold its connections.
+    """
+
+    def __init__(self, model: str, server: Server, meter: Meter, clients: Clients[Closes]) -> None:
+        self.name = model
+        self.provider = server.provider
+        self._server = server
+        self._meter = meter
+        self._clients = clients
+
+    @property
+    def last_usage(self) -> LastUsage | None:
+        """What the last finished call used; of the object, not of a run: concurrent runs share it."""
+        return self._meter.last_usage
+
+    def price(self, input_tokens: int, output_tokens: int, /) -> int | None:
+        """Price a call beforehand, in micro-dollars: ``cost_fn``, then the price list; None where neither knows."""
+        return self._meter.price(Usage(input_tokens, output_tokens))
+
+    async def aclose(self) -> None:
+        """Close idle connections. Optional: they are closed with the event loop too."""
+        await self._clients.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, base_url={self._server.shown_url!r})"

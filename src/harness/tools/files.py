@@ -31,6 +31,15 @@ MAX_LISTED = 500
 MAX_MATCHES = 100
 """Lines one search_files call shows."""
 
+MAX_NEAREST = 10
+"""Lines one search_files call shows of those that have only some of the words."""
+
+MAX_WORDS = 10
+"""Words of a text that are looked for by themselves."""
+
+MIN_WORD_CHARS = 3
+"""Characters from which on a word is looked for by itself."""
+
 MAX_VISITED = 50_000
 """Directory entries one call looks at."""
 
@@ -147,6 +156,8 @@ class _Folder:
     def search_files(self, text: str, pattern: str = "*", path: str = ".") -> str:
         """Find the lines that contain a text, in all files of the folder. Large and small letters count as the same.
 
+        Where no line contains it, the lines with the most of its words are returned.
+
         Args:
             text: The text to find, on one line. It is taken literally.
             pattern: Which file names to search; * stands for any text. Leave it out to search every file.
@@ -158,6 +169,7 @@ class _Folder:
         walk, found = _Walk(), list[str]()
         left = MAX_SEARCHED_BYTES
         searched, named = 0, list[str]()
+        words, nearest = _words(wanted), dict[int, list[str]]()
         for parts in self._walk(self._locate(path), walk):
             if not _matches(parts, pattern):
                 continue
@@ -175,6 +187,8 @@ class _Folder:
             if size > len(data):
                 walk.notes.append(f"of {_show(parts)} only the first {len(data)} bytes were searched")
             found += _find(data, wanted, _show(parts), limit=MAX_MATCHES + 1 - len(found))
+            if not found:
+                _find_nearest(data, words, _show(parts), nearest)
             if len(found) > MAX_MATCHES or left <= 0:
                 walk.notes.append(
                     f"the search stopped after {min(len(found), MAX_MATCHES)} lines in {searched} files; "
@@ -188,7 +202,11 @@ class _Folder:
             walk.notes.insert(
                 0, f"searched: {', '.join(named)}{more}; it may be there in other words: read the files that matter"
             )
-        return _fit([f"no line contains {text!r} ({searched} files searched)"], walk.notes)
+        first = f"no line contains {text!r} ({searched} files searched)"
+        if not nearest:
+            return _fit([first], walk.notes)
+        most = max(nearest)
+        return _fit([f"{first}; lines with {most} of the words {', '.join(words)}:", *nearest[most]], walk.notes)
 
     def _locate(self, path: str) -> tuple[str, ...]:
         """Return the components of a path below the folder, with the links that stay in it resolved.
@@ -362,12 +380,38 @@ def _find(data: bytes, wanted: str, name: str, *, limit: int) -> list[str]:
         at = line.casefold().find(wanted)
         if at < 0:
             continue
-        start = max(0, min(at - MAX_LINE_CHARS // 3, len(line) - MAX_LINE_CHARS))
-        cut = line[start : start + MAX_LINE_CHARS]
-        found.append(f"{name}:{number}: {'...' if start else ''}{cut}{'...' if start + len(cut) < len(line) else ''}")
+        found.append(_at(name, number, line, at))
         if len(found) == limit:
             break
     return found
+
+
+def _at(name: str, number: int, line: str, at: int) -> str:
+    """Show a line, or what is around a place in a long one."""
+    start = max(0, min(at - MAX_LINE_CHARS // 3, len(line) - MAX_LINE_CHARS))
+    cut = line[start : start + MAX_LINE_CHARS]
+    return f"{name}:{number}: {'...' if start else ''}{cut}{'...' if start + len(cut) < len(line) else ''}"
+
+
+def _words(wanted: str) -> list[str]:
+    """Return the words of a text that can be looked for one by one; none where it is one word only."""
+    words = [*dict.fromkeys(word.strip(".,;:!?\"'()[]") for word in wanted.split())]
+    return [word for word in words if len(word) >= MIN_WORD_CHARS][:MAX_WORDS] if len(words) > 1 else []
+
+
+def _find_nearest(data: bytes, words: list[str], name: str, nearest: dict[int, list[str]]) -> None:
+    """Add a file's lines that hold some of the words to ``nearest``, under how many these are."""
+    text = data.decode("utf-8-sig", "replace").casefold() if words else ""
+    here = [word for word in words if word in text]
+    if not here or len(here) < max(nearest, default=0):
+        return
+    for number, line in enumerate(_lines(data), 1):
+        folded = line.casefold()
+        places = [at for word in here if (at := folded.find(word)) >= 0]
+        if places and len(places) >= max(nearest, default=0):
+            lines = nearest.setdefault(len(places), [])
+            if len(lines) < MAX_NEAREST:
+                lines.append(_at(name, number, line, min(places)))
 
 
 def _count_fitting(lines: list[str]) -> int:
