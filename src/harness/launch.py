@@ -216,11 +216,13 @@ class Launcher:
     async def steer(self, key: str, text: str, agent_id: str, by: str) -> None:
         """Tell agents something; see ``AgentRuntime.steer``."""
         run_id, store, _ = await self._stored(key)
+        await self._refuse_task(key, "tell the agent of a task by agent=, with the key of the run")
         await self._post(run_id, store, Guidance(writable(text), writable(by), agent_id))
 
     async def cancel(self, key: str, reason: str, by: str) -> None:
         """End a run for good; see ``AgentRuntime.cancel``."""
         run_id, store, _ = await self._stored(key)
+        await self._refuse_task(key, "only the whole run can be ended, by its own key")
         reason = writable(reason)
         mail = await self._post(run_id, store, Cancel(reason, writable(by)))
         if (active := await self._running(run_id)) is not None:
@@ -239,6 +241,16 @@ class Launcher:
             await store.discard_mail(run_id, [mail.id for mail in await store.inbox(run_id)])
         finally:
             await store.release(owner)
+
+    async def _refuse_task(self, key: str, advice: str) -> None:
+        """Make sure that what is for the whole run is not said of one task of it.
+
+        Raises:
+            ConfigError: the key names a task.
+        """
+        run_id, *rest = await self.resolve(key)
+        if len(rest) > 1:
+            raise ConfigError(f"{key!r} names one task of run {run_id!r}: {advice}")
 
     async def _stored(self, key: str) -> tuple[str, CheckpointStore, RunState]:
         """Find a run that is not over.

@@ -434,9 +434,9 @@ class RunState:
         "uses",
     )
 
-    def __init__(self, run_id: str, limited: Iterable[str] = ()) -> None:
+    def __init__(self, run_id: str, limited: Iterable[Owner] = ()) -> None:
         self.run_id = run_id
-        self.accounts: dict[Owner, Account] = {("agent", agent_id): Account() for agent_id in limited}
+        self.accounts: dict[Owner, Account] = {owner: Account() for owner in limited}
         self.seq = 0
         self.epoch = 0
         self.process: r.ProcessId | None = None
@@ -519,13 +519,13 @@ def _at_work_s(state: RunState, scope: ScopeState) -> float:
     return max(0.0, now - scope.began_s - away_s)
 
 
-def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[str] = ()) -> RunState:
+def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[Owner] = ()) -> RunState:
     """Fold a journal from its first entry. Total: a prefix of a valid journal is valid.
 
     Args:
         run_id: the run.
         entries: its journal.
-        limited: agents with limits of their own, whose use is counted apart.
+        limited: agents with limits of their own, and tasks that were given some later: their use is counted apart.
     """
     state = RunState(run_id, limited)
     for entry in entries:  # what ``apply`` does, without a call for each
@@ -751,7 +751,7 @@ def _synthesised(state: RunState, record: r.Synthesised, _at: float) -> None:
 def _limit(state: RunState, tasks: Iterable[Task]) -> None:
     """Count apart what tasks with limits of their own use."""
     for task in tasks:
-        if task.limits is not None:
+        if task.limits is not None or ("task", task.id) in state.accounts:
             state.accounts["task", task.id] = Account()
 
 
@@ -1234,6 +1234,9 @@ def _reopen(plan: PlanState) -> bool:
         task.status = "waiting"
         task.attempts = 0
         task.closed = None
+    for task in plan.tasks.values():
+        if task.status == "running":
+            task.attempts = 1
     plan.tally()
     return bool(again)
 
