@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.driver import Driver
 from harness.errors import CheckpointError, InternalError, OwnershipLost
+from harness.fold import fold
 from harness.keys import join_key, place_of
 from harness.raising import in_force
 from harness.records import ConfigDiffers, Entry, Record, RunStarted
 from harness.result import RunResult, result_of, result_of_task, with_output
 from harness.state import Owner as Limited
-from harness.state import RunState, fold
+from harness.state import RunState
 from harness.stream import RunLog
 from harness.wiring import COORDINATOR, Wirings
 
@@ -67,8 +68,7 @@ class ActiveRun:
         self._owner = owner
         self._lease_s = lease_s
         self._claimed_at = claimed_at
-        self._limited = _limited_later(entries, opening)
-        self._limited.update(("agent", agent_id) for agent_id in wirings.limited())
+        self._limited = _limited(state, opening, wirings)
         self._state = fold(state.run_id, entries, self._limited) if self._limited else state
         self._opening = opening
         self._wirings = wirings
@@ -271,10 +271,14 @@ class ActiveRun:
             await asyncio.wait({self.task}, timeout=STOP_S)
 
 
-def _limited_later(entries: Sequence[Entry], opening: Sequence[Record]) -> set[Limited]:
-    """Return the tasks that were given limits in a resume: what they had used before counts as well."""
-    records = [*(entry.record for entry in entries), *opening]
-    return {("task", task_id) for record in records if type(record) is ConfigDiffers for task_id in record.task_limits}
+def _limited(state: RunState, opening: Sequence[Record], wirings: Wirings) -> set[Limited]:
+    """Return who has limits of its own. Of a task that was given some in a resume, what it used before counts too."""
+    found: set[Limited] = {("agent", agent_id) for agent_id in wirings.limited()}
+    found.update(state.limited_late)
+    for record in opening:
+        if type(record) is ConfigDiffers:
+            found.update(("task", task_id) for task_id in record.task_limits)
+    return found
 
 
 def _forget(task: asyncio.Task[None]) -> None:

@@ -18,6 +18,7 @@ from harness.approval import AUDITED, Seal, audited
 from harness.asking import ask_person, invalid_edit
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
+from harness.fold import advance
 from harness.hitl.base import Approver
 from harness.inbox import record_of
 from harness.mailbox import Mail
@@ -45,7 +46,7 @@ from harness.records import (
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, ScopeState, advance, asked_about, open_questions, question_of
+from harness.state import RunState, ScopeState, asked_about, open_questions, question_of
 from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost, take_up
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate

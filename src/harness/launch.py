@@ -20,6 +20,7 @@ from harness.budget import GuardrailConfig, Limits
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
 from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
+from harness.fold import apply, fold
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
@@ -44,7 +45,7 @@ from harness.records import (
 )
 from harness.registry import AgentRegistry, differences, differences_of_agents
 from harness.run_stream import OverRun, Run
-from harness.state import RunState, apply, fold, open_questions
+from harness.state import RunState, open_questions
 from harness.strategies.tasks import verdict
 from harness.wiring import COORDINATOR, Wirings
 
