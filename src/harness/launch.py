@@ -128,7 +128,7 @@ class Launcher:
         keeps = start.agent_id == COORDINATOR or wiring.agent.checkpoint_every > 0
         store = self._stores.durable if keeps and start.strategy != "pick" else self._stores.memory
         if run_id is None:
-            return await self._open(new_run_id(), store, start)
+            return await self._open(new_run_id(), store, start, is_new=True)
         async with self._lock(run_id):
             return await self._open(run_id, store, start)
 
@@ -324,7 +324,9 @@ class Launcher:
         strict: bool | None = None,
         announce: bool = False,
         only: str = "",
+        is_new: bool = False,
     ) -> Run:
+        """Take a run and begin to drive it. An id that was drawn just now has no journal that could be read."""
         if (active := await self._running(run_id)) is not None:
             _check_same(active.log.entries, run_id, start)
             return _attach(active, only)
@@ -334,7 +336,8 @@ class Launcher:
         try:
             entries, state = known if known is not None else _Known([], RunState(run_id))
             # Whoever owned the run before may have gone on since it was read.
-            for entry in await _all(store, run_id, after=len(entries)):
+            since = () if is_new else await _all(store, run_id, after=len(entries))
+            for entry in since:
                 entries.append(entry)
                 apply(state, entry.record, entry.at)
             _check_same(entries, run_id, start)
