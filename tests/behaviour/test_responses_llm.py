@@ -32,6 +32,7 @@ from harness import (
     Usage,
     tool,
 )
+from harness.fold import fold
 from harness.llm.base import (
     LLM,
     LLMRequest,
@@ -54,7 +55,6 @@ from harness.records import (
     RunCancelled,
     RunFinished,
 )
-from harness.state import fold
 from harness.testing import ScriptedLLM
 from harness.tools.base import ToolSpec
 from support.responses_server import USAGE, Reply, ResponsesServer, function_call, message, reasoning, says, serving
