@@ -124,7 +124,6 @@ class Launcher:
             raise ConfigError("run_id must not be empty; leave it out for one of ours")
         if not isinstance(start.goal, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
             raise ConfigError(f"a goal must be a text, not {start.goal!r}")
-        _refuse_half_characters("a goal", start.goal)
         _refuse_half_characters("run_id", run_id or "")
         wiring = self._wirings.of(start.agent_id)  # wrong wiring is found before anything is written
         keeps = start.agent_id == COORDINATOR or wiring.agent.checkpoint_every > 0
