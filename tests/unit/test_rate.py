@@ -493,6 +493,12 @@ def test_the_next_model_follows_the_one_that_failed() -> None:
     assert not turn.goes_on(failed("harness:m", 3))  # all were asked: now there is a pause
 
 
+def test_a_model_whose_name_begins_like_another_s_is_not_taken_for_it() -> None:
+    models = FallbackLLM(*named("m", "m/large", "n"))
+    assert models.turn(REQUEST, tokens=1, after=failed("harness:m/large")).model == "harness:n"
+    assert models.turn(REQUEST, tokens=1, after=failed("harness:m")).model == "harness:m/large"
+
+
 def test_models_made_of_models_made_of_several_know_which_of_theirs_failed() -> None:
     a, b, c = named("a", "b", "c")
     inner = FallbackLLM(a, b)
