@@ -20,15 +20,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from report import alternate, columns, heading, measure, row
-from steps import ANSWER, GOAL, ZeroLLM, check, runtime, us
+from steps import ANSWER, GOAL, LENGTHS, ZeroLLM, check, runtime, us
 
 from harness import AgentConfig, AgentRuntime, GuardrailConfig, MemoryCheckpointStore, OpenAILLM
-from harness.llm.base import LLM, LLMRequest
+from harness.llm.base import LLM, LLMRequest, ResponseDone
+from harness.llm.chat_request import chat_body
+from harness.messages import JSON, Message, MessageView, ToolCall, ToolResult, user
 
 WORDS = 2_000
 STEPS = 5
+CALLS = 5
 ROUNDS = 7
 MODEL = "zero"
 
@@ -139,6 +143,41 @@ def whole_stack(url: str) -> None:
     row("CPU per token, OpenAILLM over HTTP", us(mine.cpu, WORDS), us(other.cpu, WORDS), "us")
 
 
+def long_requests(url: str) -> None:
+    """Show what sending a long conversation costs, answer included, beside the SDK that is given the same one."""
+    from openai import AsyncOpenAI
+
+    for steps in LENGTHS:
+        llm, request = OpenAILLM(MODEL, base_url=url), LLMRequest("", MessageView(conversation(steps)))
+        body = chat_body(request, MODEL, is_openai=False)
+
+        async def mine_once(llm: OpenAILLM = llm, request: LLMRequest = request) -> None:
+            async with llm:
+                for _ in range(CALLS):
+                    [done] = [delta async for delta in llm.stream(request) if isinstance(delta, ResponseDone)]
+                    assert done.response.finish == "stop"
+
+        async def other_once(body: dict[str, JSON] = body) -> None:
+            async with AsyncOpenAI(api_key="none", base_url=url, max_retries=0) as client:
+                for _ in range(CALLS):
+                    reply = await client.chat.completions.create(**body)  # type: ignore[call-overload]
+                    async for _ in reply:
+                        pass
+
+        mine, other = alternate(3, partial(measure, mine_once), partial(measure, other_once))
+        row(f"CPU per call after {steps} steps", 1e3 * mine.cpu / CALLS, 1e3 * other.cpu / CALLS, "ms")
+
+
+def conversation(steps: int) -> list[Message]:
+    """Return what a run has said after some steps."""
+    messages = [user(GOAL)]
+    for place in range(steps):
+        call = ToolCall(f"c{place}", "look_up", f'{{"key": {place}}}')
+        messages.append(Message("assistant", (call,)))
+        messages.append(Message("tool", (ToolResult(call.id, call.name, f"the value of {place} is {place * 7}"),)))
+    return messages
+
+
 def profile(url: str) -> None:
     """Show the functions in which ten streamed answers spend their time."""
     wired = wire(OpenAILLM(MODEL, base_url=url))
@@ -169,6 +208,7 @@ def main() -> None:
         columns()
         harness_alone()
         whole_stack(url)
+        long_requests(url)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.driver import Driver
 from harness.errors import CheckpointError, InternalError, OwnershipLost
+from harness.fold import fold
 from harness.keys import join_key, place_of
 from harness.raising import in_force
-from harness.records import Entry, Record, RunStarted
+from harness.records import ConfigDiffers, Entry, Record, RunStarted
 from harness.result import RunResult, result_of, result_of_task, with_output
-from harness.state import RunState, fold
+from harness.state import Owner as Limited
+from harness.state import RunState
 from harness.stream import RunLog
 from harness.wiring import COORDINATOR, Wirings
 
@@ -66,8 +68,8 @@ class ActiveRun:
         self._owner = owner
         self._lease_s = lease_s
         self._claimed_at = claimed_at
-        limited = wirings.limited()
-        self._state = fold(state.run_id, entries, limited) if limited else state
+        self._limited = _limited(state, opening, wirings)
+        self._state = fold(state.run_id, entries, self._limited) if self._limited else state
         self._opening = opening
         self._wirings = wirings
         self._interest = 0
@@ -249,7 +251,7 @@ class ActiveRun:
         entries = [entry async for entry in self._store.read(self.run_id)]
         for entry in entries[self.log.seq :]:
             self.log.publish([entry.record], entry.at)
-        self._state = fold(self.run_id, entries, self._wirings.limited())
+        self._state = fold(self.run_id, entries, self._limited)
 
     def join(self) -> None:
         """Count one more consumer that wants the run to go on."""
@@ -267,6 +269,16 @@ class ActiveRun:
             self._stopping = True
             self.task.cancel()
             await asyncio.wait({self.task}, timeout=STOP_S)
+
+
+def _limited(state: RunState, opening: Sequence[Record], wirings: Wirings) -> set[Limited]:
+    """Return who has limits of its own. Of a task that was given some in a resume, what it used before counts too."""
+    found: set[Limited] = {("agent", agent_id) for agent_id in wirings.limited()}
+    found.update(state.limited_late)
+    for record in opening:
+        if type(record) is ConfigDiffers:
+            found.update(("task", task_id) for task_id in record.task_limits)
+    return found
 
 
 def _forget(task: asyncio.Task[None]) -> None:

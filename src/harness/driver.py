@@ -18,6 +18,7 @@ from harness.approval import AUDITED, Seal, audited
 from harness.asking import ask_person, invalid_edit
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock
 from harness.errors import CheckpointError, InternalError, OwnershipLost
+from harness.fold import advance
 from harness.hitl.base import Approver
 from harness.inbox import record_of
 from harness.mailbox import Mail
@@ -45,7 +46,7 @@ from harness.records import (
     ToolFinished,
     ToolStarted,
 )
-from harness.state import RunState, ScopeState, advance, asked_about, open_questions, question_of
+from harness.state import RunState, ScopeState, asked_about, open_questions, question_of
 from harness.strategies.base import Ask, Pause, Step, Strategy, Wait, lost, take_up
 from harness.strategies.dispatch import dispatch, pick, route
 from harness.strategies.orchestrate import orchestrate
@@ -73,6 +74,9 @@ Call: TypeAlias = LLMStarted | ToolStarted | Pause | Ask | Queued
 
 CLOSE_PROMPT_S = 1.0
 """Seconds a prompt may take to close when its question was answered elsewhere."""
+
+STOP_CALLS_S = 5.0
+"""Seconds calls may take to stop when somebody ends the run; what has not stopped then is abandoned."""
 
 _URGENT = (
     DriverStarted,
@@ -215,6 +219,8 @@ class Driver:
                 await self._mailroom.fetch()
             self._mailroom.start()
             await self._loop_until_over(watchdog)
+            if type(self.state.over) is RunCancelled:  # by a command that was there before this driver
+                await self._cancel_responses()
         except (OwnershipLost, GeneratorExit):
             raise  # nothing more may be written, or there is no event loop left to write on
         except BaseException:  # whatever ends the driver, what calls have brought is saved first; it is raised again
@@ -609,6 +615,13 @@ class Driver:
         self.stuck += [call for mine, call in self._tasks.items() if mine is task]
         self.let_go()
 
+    def _give_up_calls(self) -> None:
+        """Give up the calls that have not stopped since somebody ended the run; the next driver ends it."""
+        if self.state.over is not None:
+            return
+        self.stuck += [call for task, call in self._tasks.items() if not task.done()]
+        self.let_go()
+
     def let_go(self) -> None:
         """Say that nobody need wait for the driver any longer."""
         if not self.free.done():
@@ -645,6 +658,7 @@ class Driver:
         self._cancel = mail
         if self._task is not None:
             self._task.cancel()
+            self._loop.call_later(STOP_CALLS_S, self._give_up_calls)
 
     def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -689,8 +703,12 @@ class Driver:
         if record is not None:
             self._note(record)
             await self._commit()
-            await cancel_responses(self.state, lambda scope, purpose: self._bench_of(scope).llm_for(purpose))
+            await self._cancel_responses()
         return True
+
+    async def _cancel_responses(self) -> None:
+        """Have providers stop what they still write for a run that is over."""
+        await cancel_responses(self.state, lambda scope, purpose: self._bench_of(scope).llm_for(purpose))
 
     # -- ownership ------------------------------------------------------------------------------
 

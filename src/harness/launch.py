@@ -20,6 +20,7 @@ from harness.budget import GuardrailConfig, Limits
 from harness.checkpoint.base import CheckpointStore, Owner, lease_clock, this_process
 from harness.conversation import continued
 from harness.errors import CheckpointError, ConfigChanged, ConfigError, OwnershipLost, RunIdTaken, RunNotFound
+from harness.fold import apply, fold
 from harness.fork import fork_records
 from harness.keys import new_run_id, split_key
 from harness.mailbox import Answer, Cancel, Command, Guidance, Mail
@@ -44,7 +45,7 @@ from harness.records import (
 )
 from harness.registry import AgentRegistry, differences, differences_of_agents
 from harness.run_stream import OverRun, Run
-from harness.state import RunState, apply, fold, open_questions
+from harness.state import RunState, open_questions
 from harness.strategies.tasks import verdict
 from harness.wiring import COORDINATOR, Wirings
 
@@ -127,7 +128,7 @@ class Launcher:
         keeps = start.agent_id == COORDINATOR or wiring.agent.checkpoint_every > 0
         store = self._stores.durable if keeps and start.strategy != "pick" else self._stores.memory
         if run_id is None:
-            return await self._open(new_run_id(), store, start)
+            return await self._open(new_run_id(), store, start, is_new=True)
         async with self._lock(run_id):
             return await self._open(run_id, store, start)
 
@@ -216,11 +217,13 @@ class Launcher:
     async def steer(self, key: str, text: str, agent_id: str, by: str) -> None:
         """Tell agents something; see ``AgentRuntime.steer``."""
         run_id, store, _ = await self._stored(key)
+        await self._refuse_task(key, "tell the agent of a task by agent=, with the key of the run")
         await self._post(run_id, store, Guidance(writable(text), writable(by), agent_id))
 
     async def cancel(self, key: str, reason: str, by: str) -> None:
         """End a run for good; see ``AgentRuntime.cancel``."""
         run_id, store, _ = await self._stored(key)
+        await self._refuse_task(key, "only the whole run can be ended, by its own key")
         reason = writable(reason)
         mail = await self._post(run_id, store, Cancel(reason, writable(by)))
         if (active := await self._running(run_id)) is not None:
@@ -239,6 +242,16 @@ class Launcher:
             await store.discard_mail(run_id, [mail.id for mail in await store.inbox(run_id)])
         finally:
             await store.release(owner)
+
+    async def _refuse_task(self, key: str, advice: str) -> None:
+        """Make sure that what is for the whole run is not said of one task of it.
+
+        Raises:
+            ConfigError: the key names a task.
+        """
+        run_id, *rest = await self.resolve(key)
+        if len(rest) > 1:
+            raise ConfigError(f"{key!r} names one task of run {run_id!r}: {advice}")
 
     async def _stored(self, key: str) -> tuple[str, CheckpointStore, RunState]:
         """Find a run that is not over.
@@ -311,7 +324,9 @@ class Launcher:
         strict: bool | None = None,
         announce: bool = False,
         only: str = "",
+        is_new: bool = False,
     ) -> Run:
+        """Take a run and begin to drive it. An id that was drawn just now has no journal that could be read."""
         if (active := await self._running(run_id)) is not None:
             _check_same(active.log.entries, run_id, start)
             return _attach(active, only)
@@ -321,7 +336,8 @@ class Launcher:
         try:
             entries, state = known if known is not None else _Known([], RunState(run_id))
             # Whoever owned the run before may have gone on since it was read.
-            for entry in await _all(store, run_id, after=len(entries)):
+            since = () if is_new else await _all(store, run_id, after=len(entries))
+            for entry in since:
                 entries.append(entry)
                 apply(state, entry.record, entry.at)
             _check_same(entries, run_id, start)

@@ -331,7 +331,7 @@ class AgentRuntime:
 
         Raises:
             RunNotFound: no run is stored under the key.
-            ConfigError: the run is over.
+            ConfigError: the run is over, or the key is one of a task.
         """
         await self._launcher.steer(key, text, agent, by or host.who())
 
@@ -340,7 +340,7 @@ class AgentRuntime:
 
         Raises:
             RunNotFound: no run is stored under the key.
-            ConfigError: the run is over.
+            ConfigError: the run is over, or the key is one of a task.
         """
         await self._launcher.cancel(key, reason, by or host.who())
 

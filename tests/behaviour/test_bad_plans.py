@@ -25,11 +25,11 @@ from harness import (
     SQLiteCheckpointStore,
     Task,
 )
+from harness.fold import fold
 from harness.keys import join_key
 from harness.llm.base import LLMRequest, LLMResponse
 from harness.messages import Text
 from harness.records import Planned, decode, encode
-from harness.state import fold
 from harness.testing import ScriptedLLM
 
 GOOD = '{"tasks": [{"id": "t", "agent_id": "a", "instruction": "Do it."}], "rationale": "so"}'

@@ -39,10 +39,10 @@ from harness import (
     Task,
     tool,
 )
+from harness.fold import fold
 from harness.llm.base import LLMDelta, LLMRequest
 from harness.records import ConfigDiffers, LLMFailed, LLMFinished, LLMStarted, Record
 from harness.result import RunResult
-from harness.state import fold
 from harness.testing import ScriptedLLM, call
 
 # -- servers ------------------------------------------------------------------------------------

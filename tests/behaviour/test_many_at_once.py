@@ -29,7 +29,7 @@ from harness import (
 )
 from harness.hitl import Approve
 from harness.llm.base import LLMDelta, LLMRequest, ResponseStarted
-from harness.records import Guided, ScopeOpened, ToolFinished
+from harness.records import Guided, RunCancelled, ScopeOpened, ToolFinished
 from harness.testing import Reply, ScriptedLLM, call
 
 
@@ -118,6 +118,21 @@ async def test_a_task_that_is_driven_alone_waits_for_a_person(waits_for: str) ->
     done = await runtime.resume("r:one:a")
     assert isinstance(done, Finished)
     assert done.answer == "done"
+
+
+async def test_the_key_of_a_task_does_not_end_the_whole_run() -> None:
+    store = MemoryCheckpointStore()
+    team = [agent("a", lambda request: LLMError("down"))]
+    plan = Plan([Task("one", "a", "One", on_failure="abort"), Task("two", "a", "Two")])
+    runtime = wire(store, team)
+    assert isinstance(await runtime.run_plan(plan, run_id="r"), Failed)
+    with pytest.raises(ConfigError, match="'r:one:a' names one task of run 'r': only the whole run can be ended"):
+        await runtime.cancel("r:one:a")
+    with pytest.raises(ConfigError, match="names one task of run 'r': tell the agent of a task by agent="):
+        await runtime.steer("r:one:a", "Look again.")
+    assert not await store.inbox("r")
+    await runtime.cancel("r")
+    assert isinstance(await runtime.resume("r"), Cancelled)
 
 
 # -- another team ------------------------------------------------------------------------------------------------------
@@ -277,6 +292,7 @@ class Background(ScriptedLLM):
         self.ready = asyncio.Event()
         self.two_are_known = asyncio.Event()
         self.bought = self.known = 0
+        self.cancelled: list[str] = []
 
     async def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         if not request.reattach:
@@ -290,7 +306,8 @@ class Background(ScriptedLLM):
             yield delta
 
     async def cancel_response(self, response_id: str, /) -> None:
-        """Stop one; nobody is left who would hear it."""
+        """Stop one."""
+        self.cancelled.append(response_id)
 
 
 async def stopped_in_the_background(store: CheckpointStore, site: str, background: Background) -> AgentRuntime:
@@ -331,6 +348,36 @@ async def test_a_synthesis_that_takes_a_task_for_lost_is_written_anew_when_that_
     assert background.bought == 2
     assert result.spent.estimated == 1
     assert "Lost is done." in background.requests[-1].messages[0].text
+
+
+async def test_a_plan_in_the_background_that_is_not_wanted_any_more_holds_nothing() -> None:
+    """The run was stopped while a planner wrote, and is resumed with no replan left."""
+    store = MemoryCheckpointStore()
+    inside, planner = asyncio.Event(), Background([as_json(tasks=[], rationale="")])
+    planner.known = 1  # one is enough
+
+    @tool(effect="read")
+    async def look() -> str:
+        """Look."""
+        inside.set()
+        await planner.ready.wait()
+        return "seen"
+
+    team = [agent("a", lambda request: LLMError("down")), agent("b", [call("look"), "Looked."])]
+    plan = Plan([Task("lost", "a", "Lost"), Task("look", "b", "Look")])
+    runtime = wire(store, team, planner=planner, tools=[look], max_output_tokens=8_000)
+    driven = asyncio.create_task(runtime.run_plan(plan, run_id="r"))
+    await inside.wait()
+    await planner.two_are_known.wait()
+    await runtime.aclose()
+    with pytest.raises(RunStopped):
+        await driven
+    planner.ready.set()
+    again = wire(store, team, planner=planner, tools=[look], max_output_tokens=12_500, max_replan_count=0)
+    result = await again.resume("r")
+    assert result.answer == "All of it."
+    assert {name: task.status for name, task in result.task_results.items()} == {"lost": "failed", "look": "done"}
+    assert planner.bought == 1
 
 
 @pytest.mark.parametrize("whose", ["run", "agent"])
@@ -415,6 +462,42 @@ async def test_a_tool_that_does_not_stop_costs_other_agents_nothing(monkeypatch:
     assert result.spent.active_s >= 0.15, "the time in which nothing came of it counts"
 
 
+@pytest.mark.parametrize("alone", [True, False])
+async def test_a_run_is_cancelled_although_a_tool_does_not_stop(monkeypatch: pytest.MonkeyPatch, alone: bool) -> None:
+    monkeypatch.setattr("harness.driver.STOP_CALLS_S", 0.1)
+    inside, let_go = asyncio.Event(), asyncio.Event()
+
+    @tool(effect="once", timeout_s=600)
+    async def hang() -> str:
+        """Hang."""
+        inside.set()
+        while not let_go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await let_go.wait()
+        return "late"
+
+    background = Background(["Never heard."])
+    team = [agent("hangs", [call("hang")]), AgentConfig("thinks", llm=background)]
+    store = MemoryCheckpointStore()
+    runtime = wire(store, team, tools=[hang])
+    plan = Plan([Task("one", "hangs", "One"), Task("two", "thinks", "Two")])
+    if alone:
+        driven = asyncio.create_task(runtime.run_agent("hangs", "One", run_id="r"))
+    else:
+        driven = asyncio.create_task(runtime.run_plan(plan, run_id="r"))
+    await inside.wait()
+    try:
+        async with asyncio.timeout(10):
+            await runtime.cancel("r", "enough")
+            assert isinstance(await driven, Cancelled)
+    finally:
+        let_go.set()
+    records = [entry.record async for entry in store.read("r")]
+    assert isinstance(records[-1], RunCancelled)
+    assert [record.status for record in records if isinstance(record, ToolFinished)] == ["unknown"]
+    assert background.cancelled == ([] if alone else ["job-1"])
+
+
 # -- a person who speaks to a plan -------------------------------------------------------------------------------------
 
 
@@ -444,3 +527,67 @@ async def test_guidance_while_a_plan_or_the_end_of_one_is_written_is_heard(site:
     assert (await driven).answer == "All of it."
     assert "In German, please." in models["synthesiser"].requests[-1].messages[0].text
     assert "In German, please." in models[site].requests[-1].messages[0].text
+
+
+# -- another chance ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_at_work_in_its_last_attempt_has_its_retries_anew_when_a_failed_run_is_resumed() -> None:
+    """The limit was met in the second of two attempts; that one fails after the resume, and there is one more."""
+    store = MemoryCheckpointStore()
+    attempts: list[str] = []
+
+    def reply(request: LLMRequest) -> Reply:
+        if len(request.messages) == 1:
+            attempts.append("begun")
+            return call("look") if len(attempts) == 2 else LLMError("down") if len(attempts) == 1 else "done"
+        return LLMError("down")
+
+    @tool(effect="read")
+    async def look() -> str:
+        """Look."""
+        return "seen"
+
+    plan = Plan([Task("one", "a", "One", on_failure="retry", max_retries=1)])
+    team = [agent("a", reply)]
+    stopped = await wire(store, team, tools=[look], max_llm_calls=2).run_plan(plan, run_id="r")
+    assert isinstance(stopped, Failed)
+    assert stopped.reason == "budget"
+    result = await wire(store, team, tools=[look]).resume("r")
+    assert result.task_results["one"].answer == "done"
+    assert len(attempts) == 3
+
+
+# -- limits that are new in a resume -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["max_tool_calls", "max_llm_calls"])
+async def test_a_limit_of_a_task_that_is_new_in_a_resume_counts_what_was_used_before(limit: str) -> None:
+    store = MemoryCheckpointStore()
+    looked: list[int] = []
+    outage = [LLMError("down", transient=True)]
+
+    @tool(effect="read")
+    async def look(page: int) -> str:
+        """Look."""
+        looked.append(page)
+        return f"page {page}"
+
+    def reply(request: LLMRequest) -> Reply:
+        pages = sum(message.role == "assistant" for message in request.messages)
+        if pages == 2 and outage:
+            return outage.pop()
+        return call("look", page=pages + 1) if pages < 9 else "read"
+
+    def plan(limits: Limits | None) -> Plan:
+        return Plan([Task("one", "a", "One", on_failure="skip", limits=limits), Task("two", "b", "Two")])
+
+    team = [agent("a", reply), agent("b", ["2"])]
+    stopped = await wire(store, team, tools=[look], max_tool_calls=4).run_plan(plan(None), run_id="r")
+    assert isinstance(stopped, Failed)
+    assert len(looked) == 4
+    used = 5 if limit == "max_tool_calls" else stopped.spent.llm_calls - 1  # the call at hand, or none
+    limits = Limits(**{limit: used})  # type: ignore[arg-type]
+    result = await wire(store, team, tools=[look], max_tool_calls=20).run_plan(plan(limits), run_id="r")
+    assert f"the limit of task 'one': {limit}" in result.task_results["one"].error
+    assert len(looked) == 5

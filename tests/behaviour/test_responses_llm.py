@@ -35,6 +35,7 @@ from harness import (
     Usage,
     tool,
 )
+from harness.fold import fold
 from harness.llm.base import (
     LLM,
     LLMDelta,
@@ -58,7 +59,6 @@ from harness.records import (
     RunCancelled,
     RunFinished,
 )
-from harness.state import fold
 from harness.testing import ScriptedLLM
 from harness.tools.base import ToolSpec
 from support.responses_server import USAGE, Reply, ResponsesServer, function_call, message, reasoning, says, serving

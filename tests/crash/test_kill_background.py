@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from harness import Usage
+from harness.fold import fold
 from harness.records import LLMFinished
-from harness.state import RunState, fold
+from harness.state import RunState
 from harness.testing import ChildFailed, ForkServer
 from harness.testing.forkserver import Child
 from support.background_script import drive, store_of

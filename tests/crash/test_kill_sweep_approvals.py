@@ -22,6 +22,7 @@ import pytest
 from harness.agent import AgentConfig
 from harness.approval import Seal, broken_links
 from harness.budget import GuardrailConfig
+from harness.fold import fold
 from harness.hitl import ApprovalRequest, Approve, ApproveForSession, Decision, Edit, Reject, Steer
 from harness.messages import JSON
 from harness.plan import Plan, Task
@@ -40,7 +41,6 @@ from harness.records import (
 )
 from harness.result import Parked, RunResult
 from harness.runtime import AgentRuntime
-from harness.state import fold
 from harness.testing import (
     Child,
     ForkServer,

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from harness import RunQuery, SQLiteCheckpointStore
+from harness.fold import fold
 from harness.records import Entry, LLMFinished, RunFinished
-from harness.state import fold
 from harness.testing import RecordingTool
 
 pytestmark = pytest.mark.timeout(120)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from harness.agent import AgentConfig
 from harness.approval import AUDITED, GatedCall, Judged, Seal, audited, broken_links
 from harness.budget import GuardrailConfig, Usage
+from harness.fold import apply, fold
 from harness.fork import fork_records
 from harness.hitl.gate import gate_of
 from harness.inbox import record_of
@@ -50,7 +51,7 @@ from harness.records import (
     decode,
     encode,
 )
-from harness.state import RunState, apply, asked_about, fold, open_questions, question_of
+from harness.state import RunState, asked_about, open_questions, question_of
 from harness.strategies.base import Ask, Pause, RunConfig, Wait
 from harness.strategies.react import react
 from harness.tools.base import ToolSpec

@@ -8,8 +8,9 @@ from typing import get_args
 import pytest
 
 from harness.approval import Seal, broken_links
+from harness.fold import fold
 from harness.records import Entry, Record, RunCancelled, RunFinished, decode, encode
-from harness.state import RunState, fold
+from harness.state import RunState
 
 GOLDEN = Path(__file__).parent / "golden"
 KEY = b"golden-key-golden-key-golden-key-"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from harness import AgentConfig, GuardrailConfig, Task, Usage
 from harness.events import Projection
+from harness.fold import apply, fold
 from harness.keys import place_of, task_scope
 from harness.messages import Text, ToolCall
 from harness.plan import MAX_ID_CHARS, OnFailure, problems
@@ -41,7 +42,7 @@ from harness.records import (
     encode,
 )
 from harness.result import result_of
-from harness.state import RunState, apply, fold
+from harness.state import RunState
 from harness.strategies.base import Member, Pause, RunConfig, Strategy, Wait
 from harness.strategies.dispatch import dispatch, route
 from harness.strategies.orchestrate import orchestrate

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from harness import GuardrailConfig, Usage
 from harness.agent import AgentConfig
 from harness.budget import Reservation
+from harness.fold import apply, fold
 from harness.messages import Text, ToolCall
 from harness.records import (
     VERSION,
@@ -37,7 +38,7 @@ from harness.records import (
     decode,
     encode,
 )
-from harness.state import RunState, apply, fold
+from harness.state import RunState
 from harness.strategies.base import Pause, RunConfig, Wait
 from harness.strategies.react import react
 from harness.tools.base import ToolSpec

@@ -31,6 +31,7 @@ from harness.cli.stored import Found, key_of, open_store, read, status_of
 from harness.cli.text import count, safe
 from harness.errors import ConfigError, HarnessError
 from harness.events import arguments_for_show
+from harness.fold import fold
 from harness.hitl.banner import described, scope_of
 from harness.hitl.base import ApprovalRequest
 from harness.hitl.shown import safe_word
@@ -42,7 +43,7 @@ from harness.messages import JSON
 from harness.raising import invalid_raise
 from harness.records import ApprovalRequested, ApprovalResolved, Audited
 from harness.runtime import AgentRuntime
-from harness.state import fold, open_questions
+from harness.state import open_questions
 from harness.toml_text import read_text
 
 CANCEL_WITHIN_S = 5.0

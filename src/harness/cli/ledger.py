@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from harness.budget import GuardrailConfig, Spent
 from harness.cli.text import count, seconds
 from harness.cli.timeline import Timeline
+from harness.fold import apply
 from harness.raising import raised_to
 from harness.records import Entry
 from harness.result import RunResult
-from harness.state import RunState, apply
+from harness.state import RunState
 
 
 class Ledger:

@@ -10,11 +10,12 @@ from harness import host
 from harness.checkpoint.base import CheckpointStore, RunQuery, RunStatus, RunSummary
 from harness.cli.places import check_state_folder
 from harness.errors import ConfigError, RunNotFound
+from harness.fold import fold
 from harness.keys import join_key, place_of, split_key
 from harness.records import ApprovalRequested, Dispatched, Entry, Planned, Routed, RunStarted, StrategyName
 from harness.replay import outcome
 from harness.result import RunResult
-from harness.state import RunState, fold, open_questions
+from harness.state import RunState, open_questions
 
 KINDS: dict[StrategyName, str] = {
     "react": "agent",

@@ -27,6 +27,7 @@ from harness.llm.sdk import (
     SdkLLM,
     Server,
     Service,
+    as_it_is,
     cut,
     drain,
     plain_body,
@@ -191,15 +192,13 @@ class _Messages:
         create = cast("_Create", client.messages.with_streaming_response.create)
         more: dict[str, object] = {}
         if temperature is not None:
-            more = {
-                "extra_body": {"temperature": temperature},
-                "extra_headers": {"anthropic-version": VERSION_WITH_TEMPERATURE},
-            }
+            body = {**body, "temperature": temperature}
+            more = {"extra_headers": {"anthropic-version": VERSION_WITH_TEMPERATURE}}
         errors = SdkErrors(
             anthropic.APIStatusError, anthropic.APITimeoutError, anthropic.APIConnectionError, anthropic.AnthropicError
         )
         with translated(self.server, errors, _said):
-            async with create(**body, **more) as response:
+            async with create(**as_it_is(body), messages=(), **more) as response:
                 yield response
 
     def _client(self) -> AsyncAnthropic:

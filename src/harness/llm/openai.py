@@ -26,6 +26,7 @@ from harness.llm.sdk import (
     SdkLLM,
     Server,
     Service,
+    as_it_is,
     cut,
     drain,
     plain_body,
@@ -173,7 +174,7 @@ class _ChatCompletions:
         # The SDK's own signature has one overload for each feature; ours is one body that was built for the wire.
         create = cast("Call", client.chat.completions.with_streaming_response.create)
         with as_llm_errors(self.server):
-            async with create(**body) as response:
+            async with create(**as_it_is(body), messages=()) as response:
                 yield response
 
 

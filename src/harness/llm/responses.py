@@ -26,7 +26,7 @@ from harness.llm.responses_reply import (
 )
 from harness.llm.responses_request import responses_body
 from harness.llm.schema import SchemaLLM
-from harness.llm.sdk import Clients, Meter, SdkLLM, Server, cut, drain
+from harness.llm.sdk import Clients, Meter, SdkLLM, Server, as_it_is, cut, drain
 
 if TYPE_CHECKING:
     import httpx2
@@ -297,7 +297,7 @@ class _Responses:
             begun = False
             try:
                 with as_llm_errors(self.server):
-                    async with self._in_time(create(**body, **more)) as response:
+                    async with self._in_time(create(**as_it_is(body), **more)) as response:
                         begun = True
                         yield response
                         return

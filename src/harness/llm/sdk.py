@@ -370,6 +370,17 @@ def _call(tokens: Usage, model: str) -> CallUsage:
     return CallUsage(tokens_in=tokens_in, tokens_out=tokens_out, total_tokens=tokens_in + tokens_out, model=model)
 
 
+def as_it_is(body: Mapping[str, object]) -> dict[str, object]:
+    """Return a body as arguments of an SDK's method, so that the SDK sends it as it was built.
+
+    An SDK goes through every part of what it is given by name and looks up what the part may be: with 800 steps of
+    conversation that took 0.2 s before each call, in which nothing else ran. What is in ``extra_body`` it only sends.
+    Arguments that a method cannot be called without are given besides, without a conversation.
+    """
+    named = {name: body[name] for name in ("model", "max_tokens") if name in body}
+    return {**named, "stream": True, "extra_body": body}
+
+
 class SdkLLM:
     """What an adapter offers besides its calls; as a context manager it closes its connections at the end of the block.
 

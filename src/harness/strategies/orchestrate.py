@@ -84,6 +84,9 @@ def orchestrate(scope: ScopeState, run: RunState, config: RunConfig) -> Sequence
         # As long as nothing went wrong the fold knows what can start, and a long plan is not gone through.
         return _start(scope, run, config, plan, plan.ready, None)
     found = verdicts(plan, config.limits)
+    written = scope.detached is not None and scope.detached.purpose == "plan"
+    if written and scope.llm is not None and "replan" not in found.values():  # the limits are others now
+        return [lost(scope.llm, 0.0, "no other plan is wanted any more")]
     if todo := _next_tasks(scope, run, config, plan, found):
         return todo
     if "replan" in found.values():

@@ -51,7 +51,9 @@ def question(purpose: LLMPurpose, scope: ScopeState, config: RunConfig) -> Quest
             system, text, schema = _SYNTHESISER, _results(scope, config), _SYNTHESIS_SCHEMA
         case _:
             system, text, schema = _planner(config.limits), _plan_so_far(scope, config), _plan_schema(config.team)
-    return Question(system, (user(text), *scope.exchange), schema)
+    # What was said of a plan is nothing to the synthesiser, where the plan is not wanted any more.
+    said = scope.exchange if scope.reply is None or scope.reply.purpose == purpose else ()
+    return Question(system, (user(text), *said), schema)
 
 
 # -- asking ------------------------------------------------------------------------------------------------------------

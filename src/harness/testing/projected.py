@@ -11,12 +11,13 @@ from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig, Usage
 from harness.checkpoint.base import CheckpointStore
 from harness.errors import RunNotFound
+from harness.fold import apply
 from harness.keys import split_key
 from harness.llm.absent import NoModel
 from harness.llm.base import LLMResponse
 from harness.perform import Workbench, build_request
 from harness.records import DriverStarted, Entry, Fingerprints, LLMFailed, LLMFinished, LLMStarted
-from harness.state import RunState, ScopeState, apply
+from harness.state import RunState, ScopeState
 from harness.strategies.base import Member, RunConfig
 from harness.stream import RunLog
 from harness.testing.asked import NOT_KEPT, Asked, Digests, Scrub, asked
