@@ -35,6 +35,7 @@ from harness.llm.base import (
     TextDelta,
     Turn,
 )
+from harness.llm.turns import holder_of
 from harness.messages import Image, Part, Reasoning, Text, ToolCall, user
 from harness.records import (
     Cut,
@@ -157,9 +158,9 @@ async def call_llm(
     settings = request.settings
     llm = bench.llm_for(start.purpose)
     if accepted:
-        if why := _cannot_take_up(llm, scope):
-            return lost(start, bench.clock(), why)
-        request = msgspec.structs.replace(request, reattach=accepted)
+        if (again := taking_up(llm, scope, request)) is None:
+            return lost(start, bench.clock(), _cannot_take_up(llm, scope))
+        request = again
     stream: AsyncIterator[LLMDelta] | None = None
     try:
         stream = (llm if turn is None else turn).stream(request)
@@ -176,10 +177,10 @@ async def call_llm(
                     response = delta.response
                     break
                 if type(delta) is ResponseStarted:
-                    if not accepted and isinstance(llm, Reattaches):
+                    if not accepted and (holder := holder_of(llm, start.model)) is not None:
                         accepted, writing = writable(delta.response_id), True
                         watchdog.stop()  # it must not cut a record in two
-                        await bench.write(_accepted(start, accepted, llm))
+                        await bench.write(_accepted(start, accepted, holder[1]))
                         watchdog.start(deadline - bench.now(), silence_s=settings.silence_timeout_s)
                         writing = False
                     continue
@@ -204,12 +205,25 @@ async def call_llm(
     return outcome
 
 
+def taking_up(llm: LLM, scope: ScopeState, request: LLMRequest) -> LLMRequest | None:
+    """Return the request for the rest of the response a scope's call has been given, or None where it cannot be had."""
+    held = _held_by(llm, scope)
+    if held is None or scope.accepted is None:
+        return None
+    return msgspec.structs.replace(request, reattach=scope.accepted.response_id, reattach_model=held[0])
+
+
+def _held_by(llm: LLM, scope: ScopeState) -> tuple[str, Reattaches] | None:
+    """Find the model that can go on listening to the call a scope has open, and what it is called in a model."""
+    accepted, call = scope.accepted, scope.llm
+    return None if accepted is None or call is None else holder_of(llm, call.model, accepted.provider)
+
+
 def _cannot_take_up(llm: LLM, scope: ScopeState) -> str:
-    """Say why a model cannot go on listening to the call a scope has open; empty where it can."""
-    accepted = scope.accepted
-    if accepted is None or (isinstance(llm, Reattaches) and llm.provider == accepted.provider):
-        return ""
-    return f"its response is at {accepted.provider!r}, and {llm.provider}:{llm.name} cannot take it up"
+    at = "another provider" if scope.accepted is None else repr(scope.accepted.provider)
+    if scope.llm is not None and scope.llm.model:
+        at = f"{at} ({scope.llm.model})"
+    return f"its response is at {at}, and {llm.provider}:{llm.name} cannot take it up"
 
 
 def _accepted(start: LLMStarted, response_id: str, llm: Reattaches) -> LLMAccepted:
@@ -249,9 +263,9 @@ async def cancel_responses(run: RunState, model_of: Callable[[ScopeState, LLMPur
             continue
         try:
             llm = model_of(scope, accepted.purpose)
-            if isinstance(llm, Reattaches) and llm.provider == accepted.provider:
+            if (held := _held_by(llm, scope)) is not None:
                 async with asyncio.timeout(CANCEL_S):
-                    await llm.cancel_response(accepted.response_id)
+                    await held[1].cancel_response(accepted.response_id)
         except Exception as error:  # the run is over all the same, and the response comes to its end by itself
             told = described(error)
             logger.warning("run %r: response %r was not cancelled: %s", run.run_id, accepted.response_id, told)

@@ -14,7 +14,7 @@ from typing import final
 import msgspec
 
 from harness.llm.base import TakesTurns, Turn
-from harness.perform import Workbench, build_request, call_llm
+from harness.perform import Workbench, build_request, call_llm, taking_up
 from harness.records import LLMDetached, LLMFailed, LLMFinished, LLMStarted
 from harness.state import RunState, ScopeState
 from harness.strategies.base import Step
@@ -122,10 +122,14 @@ def _line_up(bench: Workbench, scope: ScopeState, start: LLMStarted) -> Turn | N
         return None
     reserved = start.reserved
     tokens = reserved.input_tokens + reserved.output_tokens
+    after = scope.failure if start.attempt > 1 else None
     try:
-        return llm.turn(
-            build_request(bench, scope, start), tokens=tokens, after=scope.failure if start.attempt > 1 else None
-        )
+        request = build_request(bench, scope, start)
+        if start.response_id:
+            if (again := taking_up(llm, scope, request)) is None:
+                return None  # the call comes to nothing, and need not wait for that
+            request, after = again, None  # it is no other attempt
+        return llm.turn(request, tokens=tokens, after=after)
     except Exception as error:
         # A user's selector, perhaps. The call is made without a turn, and what is wrong becomes its outcome.
         logger.debug("run %r: a model gave no turn: %s", bench.run_id, error)

@@ -24,6 +24,7 @@ from harness import (
     Finished,
     GuardrailConfig,
     Limits,
+    LLMError,
     LLMSettings,
     MemoryCheckpointStore,
     Parked,
@@ -568,3 +569,18 @@ async def test_wall_time_ends_the_calls_of_every_agent_of_a_tree(store: Checkpoi
     assert isinstance(result, Failed)
     assert result.reason == "budget"
     assert re.match(r"max_wall_time_seconds=0.1 is over", result.error)
+
+
+async def test_a_pause_that_wall_time_cuts_sends_nothing_more_and_its_time_counts(store: CheckpointStore) -> None:
+    def busy(_: LLMRequest) -> str:
+        raise LLMError("busy", transient=True, retry_after_s=30)
+
+    llm = ScriptedLLM(busy)
+    runtime = wire(store, llm, AgentConfig("a"), max_wall_time_seconds=0.1)
+    result = await asyncio.wait_for(runtime.run_agent("a", "Go.", run_id="r"), 10)
+    assert isinstance(result, Failed)
+    assert result.error.startswith("max_wall_time_seconds=0.1 is over")
+    assert (len(llm.requests), result.spent.usage, result.spent.estimated) == (1, Usage(), 0)
+    assert result.spent.active_s >= 0.1
+    again = await asyncio.wait_for(runtime.resume("r"), 10)
+    assert (again.reason, len(llm.requests)) == ("budget", 1)  # type: ignore[union-attr]

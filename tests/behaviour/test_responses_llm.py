@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from harness import (
@@ -15,6 +16,7 @@ from harness import (
     CheckpointStore,
     ConfigError,
     Failed,
+    FallbackLLM,
     FileCheckpointStore,
     Finished,
     GovernedLLM,
@@ -27,6 +29,7 @@ from harness import (
     OpenAIResponsesLLM,
     Plan,
     RateLimit,
+    RoutingLLM,
     SQLiteCheckpointStore,
     Task,
     Usage,
@@ -35,6 +38,7 @@ from harness import (
 from harness.fold import fold
 from harness.llm.base import (
     LLM,
+    LLMDelta,
     LLMRequest,
     LLMResponse,
     ReasoningDelta,
@@ -786,6 +790,190 @@ async def test_a_fork_asks_anew_and_leaves_the_other_runs_response_alone(tmp_pat
         fork = await ours.fork("r")
         result = await ours.resume(fork)
         assert (result.answer, server.log) == ("Four.", ["create resp_1", "create resp_2"])
+
+
+# -- models made of several -------------------------------------------------------------------------------------------
+
+Composed = Callable[[OpenAIResponsesLLM, OpenAIResponsesLLM], LLM]
+
+
+def routed(first: object, second: object, *, names: Iterator[str]) -> RoutingLLM:
+    """Route to these names, one for each time that somebody has to choose."""
+    return RoutingLLM(lambda _: next(names), {"one": first, "two": second})
+
+
+COMPOSED: dict[str, Composed] = {
+    "a fallback": FallbackLLM,
+    "behind a limit": lambda first, second: GovernedLLM(FallbackLLM(first, second), RateLimit(max_concurrent=1)),
+    "limits within": lambda first, second: FallbackLLM(
+        GovernedLLM(first, RateLimit(max_concurrent=1)), GovernedLLM(second, RateLimit(max_concurrent=1))
+    ),
+    "a fallback in a route": lambda first, second: RoutingLLM(lambda _: "x", {"x": FallbackLLM(first, second)}),
+    "a route in a fallback": lambda first, second: FallbackLLM(
+        first, RoutingLLM(lambda _: "x/y", {"x": first, "x/y": second})
+    ),
+}
+
+
+@asynccontextmanager
+async def two_providers(*replies: Reply) -> AsyncIterator[tuple[ResponsesServer, ResponsesServer]]:
+    """Run a provider that is down, and one that answers. Both are called by their host, so the name does not tell."""
+    async with serving(says("Nobody hears this.")) as down, serving(*replies) as up:
+        down.on_create = lambda _body: (503, {"error": {"message": "down"}})
+        yield down, up
+
+
+def made(composed: Composed, down: ResponsesServer, up: ResponsesServer) -> LLM:
+    return composed(model(down, background=True), model(up, background=True))
+
+
+async def paused_with(server: ResponsesServer, store: CheckpointStore, llm: LLM) -> None:
+    """Run until the first token of a response that is held, and leave."""
+    async with runtime(server, store, llm=llm).run_agent_stream("a", "2 + 2?", run_id="r", tokens=True) as events:
+        async for event in events:
+            if event.type.value == "TOKEN":
+                return
+
+
+@pytest.fixture
+def one_store(tmp_path: Path) -> CheckpointStore:
+    return SQLiteCheckpointStore(tmp_path / "runs.db")
+
+
+@pytest.mark.parametrize("composed", COMPOSED.values(), ids=COMPOSED.keys())
+async def test_who_was_given_the_response_takes_it_up(composed: Composed, one_store: CheckpointStore) -> None:
+    async with two_providers(answered(hold_after=4)) as (down, up):
+        await paused_with(up, one_store, made(composed, down, up))
+        [accepted] = await recorded(one_store, "r", LLMAccepted)
+        assert isinstance(accepted, LLMAccepted)
+        assert (accepted.provider, accepted.response_id) == ("127.0.0.1", "resp_1")
+        up.go_on("resp_1")
+        down.on_create = lambda _body: None  # it is back, and would be asked first
+        result = await runtime(up, one_store, llm=made(composed, down, up)).resume("r")
+    assert (result.answer, up.log, down.log) == ("It is 4.", ["create resp_1", "listen resp_1"], [])
+    state = fold("r", await journal(one_store, "r"))
+    assert (state.spent.usage, state.spent.llm_calls, state.spent.estimated) == (USED, 2, 0)
+    refused, bought, again = await recorded(one_store, "r", LLMStarted)
+    assert isinstance(refused, LLMStarted)
+    assert isinstance(bought, LLMStarted)
+    assert isinstance(again, LLMStarted)
+    assert (again.model, again.attempt, again.response_id) == (bought.model, 2, "resp_1")
+    assert refused.model != bought.model
+    assert state.reserved.output_tokens == 0
+
+
+@pytest.mark.parametrize("composed", COMPOSED.values(), ids=COMPOSED.keys())
+async def test_who_was_given_the_response_cancels_it(composed: Composed, one_store: CheckpointStore) -> None:
+    async with two_providers(answered(hold_after=4)) as (down, up):
+        ours = runtime(up, one_store, llm=made(composed, down, up))
+        running = asyncio.create_task(ours.run_agent("a", "2 + 2?", run_id="r"))
+        await until_accepted(one_store, 1)
+        await ours.cancel("r", "never mind")
+        await running
+    assert (up.log, down.log) == (["create resp_1", "cancel resp_1"], [])
+
+
+async def test_a_fallback_cancels_the_response_of_a_run_that_nobody_drives(one_store: CheckpointStore) -> None:
+    async with two_providers(answered(hold_after=4)) as (down, up):
+        await paused_with(up, one_store, made(FallbackLLM, down, up))
+        await runtime(up, one_store, llm=made(FallbackLLM, down, up)).cancel("r")
+    assert (up.log, down.log) == (["create resp_1", "cancel resp_1"], [])
+
+
+async def test_a_connection_that_breaks_under_a_fallback_is_no_reason_to_ask_another(
+    one_store: CheckpointStore,
+) -> None:
+    async with two_providers(answered(cut_after=4)) as (down, up):
+        result = await runtime(up, one_store, llm=made(FallbackLLM, up, down)).run_agent("a", "2 + 2?", run_id="r")
+    assert (result.answer, up.log, down.bodies) == ("It is 4.", ["create resp_1", "listen resp_1"], [])
+    assert result.spent.llm_calls == 1
+
+
+async def test_a_selector_is_not_asked_for_who_has_the_response(one_store: CheckpointStore) -> None:
+    async with two_providers(answered(hold_after=4)) as (down, up):
+        first, second = model(up, background=True), model(down, background=True)
+        await paused_with(up, one_store, routed(first, second, names=iter(["one"])))
+        up.go_on("resp_1")
+        again = routed(model(up), model(down), names=iter(()))
+        result = await runtime(up, one_store, llm=again).resume("r")
+    assert (result.answer, up.log, down.bodies) == ("It is 4.", ["create resp_1", "listen resp_1"], [])
+
+
+async def test_two_models_of_one_server_are_told_apart_by_their_names(one_store: CheckpointStore) -> None:
+    heard: list[str] = []
+
+    class Listener(OpenAIResponsesLLM):
+        def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
+            heard.append(f"{self.name} {request.reattach}".strip())
+            return super().stream(request)
+
+    def both(server: ResponsesServer) -> LLM:
+        models = [
+            Listener(name, base_url=server.url, request_timeout_seconds=5, background=True)
+            for name in ("large", "small", "small")
+        ]
+        return FallbackLLM(*models)
+
+    async with serving(answered(hold_after=4)) as server:
+        refusals = [(503, {"error": {"message": "busy"}})] * 2
+        server.on_create = lambda _body: refusals.pop() if refusals else None
+        await paused_with(server, one_store, both(server))
+        server.go_on("resp_1")
+        result = await runtime(server, one_store, llm=both(server)).resume("r")
+    assert result.answer == "It is 4."
+    assert heard == ["large", "small", "small", "small resp_1"]
+    bought = (await recorded(one_store, "r", LLMStarted))[-2:]
+    assert [record.model for record in bought if isinstance(record, LLMStarted)] == ["127.0.0.1:small #2"] * 2
+
+
+async def test_a_response_of_a_model_that_is_gone_is_lost_and_asked_anew(one_store: CheckpointStore) -> None:
+    async with two_providers(answered(hold_after=4)) as (down, up):
+        await paused_with(up, one_store, routed(model(up, background=True), ScriptedLLM(["no"]), names=iter(["one"])))
+        without = RoutingLLM(lambda _: "two", {"two": ScriptedLLM(["Four."]), "three": model(up)})
+        result = await runtime(up, one_store, llm=without).resume("r")
+    assert (result.answer, up.log, down.log) == ("Four.", ["create resp_1"], [])
+    [lost] = await recorded(one_store, "r", LLMFailed)
+    assert isinstance(lost, LLMFailed)
+    assert "its response is at '127.0.0.1' (one), and routing:" in lost.error
+    assert lost.estimated
+    state = fold("r", await journal(one_store, "r"))
+    assert (state.spent.llm_calls, state.spent.estimated, state.reserved.output_tokens) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("added", [True, False], ids=["added", "taken away"])
+async def test_a_fallback_that_comes_or_goes_with_a_resume_costs_no_response(
+    added: bool, one_store: CheckpointStore
+) -> None:
+    async with two_providers(answered(hold_after=4)) as (down, up):
+        alone = model(up, background=True)
+        with_spare = FallbackLLM(alone, ScriptedLLM(["no"]))
+        await paused_with(up, one_store, alone if added else with_spare)
+        up.go_on("resp_1")
+        result = await runtime(up, one_store, llm=with_spare if added else alone).resume("r")
+    assert (result.answer, up.log, down.log) == ("It is 4.", ["create resp_1", "listen resp_1"], [])
+    assert result.spent.llm_calls == 1
+
+
+async def test_a_response_that_is_gone_is_bought_anew_where_it_was(one_store: CheckpointStore) -> None:
+    async with two_providers(answered(cut_after=4), answered()) as (down, up):
+        up.on_retrieve = lambda _stream: (404, {"error": {"message": "not found"}})
+        result = await runtime(up, one_store, llm=made(FallbackLLM, up, down)).run_agent("a", "2 + 2?", run_id="r")
+    assert (result.answer, down.bodies) == ("It is 4.", [])
+    assert up.log == ["create resp_1", "listen resp_1", "create resp_2"]
+    assert (result.spent.llm_calls, result.spent.estimated) == (2, 1)
+
+
+async def test_outside_of_a_run_too_a_response_is_fetched_where_it_is() -> None:
+    async with two_providers(answered()) as (down, up):
+        await ask(model(up, background=True))
+        both = FallbackLLM(model(down), RoutingLLM(lambda _: "x", {"x": model(down), "y": model(up)}))
+        label = both.name.split(" > ")[1]
+        request = LLMRequest("", [user("hi")], reattach="resp_1")
+        _, reply = await ask(both, msgspec.structs.replace(request, reattach_model=f"{label}/y"))
+        assert reply.parts == (Text("It is 4."),)
+        with pytest.raises(LLMError, match="response 'resp_1' is at 'x'; the models are: 127"):
+            await ask(both, msgspec.structs.replace(request, reattach_model="x"))
+    assert (up.log, down.log) == (["create resp_1", "listen resp_1"], [])
 
 
 def test_the_usage_of_the_fake_is_what_is_expected() -> None:

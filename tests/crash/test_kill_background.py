@@ -32,16 +32,25 @@ class Script:
         server: the provider.
         folder: where runs are kept.
         store: how.
+        first: a provider that is asked before it.
     """
 
-    def __init__(self, processes: ForkServer, server: ResponsesServer, folder: Path, store: str = "sqlite") -> None:
+    def __init__(
+        self,
+        processes: ForkServer,
+        server: ResponsesServer,
+        folder: Path,
+        store: str = "sqlite",
+        first: ResponsesServer | None = None,
+    ) -> None:
         self._processes = processes
         self._server = server
         self._folder = folder
         self._store = store
+        self._first = "" if first is None else first.url
 
     def start(self, death: str = "") -> Child:
-        return self._processes.start(drive, self._server.url, self._store, str(self._folder), death)
+        return self._processes.start(drive, self._server.url, self._store, str(self._folder), death, self._first)
 
     async def dies(self, number: signal.Signals = signal.SIGKILL, *, after: str = "TOKEN") -> None:
         """Start it, send it a signal after something it says, and wait for its end."""
@@ -94,6 +103,23 @@ async def test_a_kill_of_whoever_took_it_up(tmp_path: Path, fork_servers: list[F
     state = await script.meaning()
     assert (state.spent.usage, state.spent.llm_calls, state.spent.estimated) == (USED + USED, 2, 0)
     assert state.epoch == 3
+
+
+async def test_a_kill_under_a_fallback_costs_nothing_and_the_first_model_is_not_asked_for_it(
+    tmp_path: Path, fork_servers: list[ForkServer]
+) -> None:
+    async with serving(LOOKS) as first, serving(says(ANSWER, hold_after=5)) as second:
+        script = Script(fork_servers[0], second, tmp_path, first=first)
+        # The first call is the first model's; then it is down until the process is dead.
+        first.on_create = lambda body: (503, {"error": {"message": "down"}}) if len(body["input"]) > 1 else None
+        await script.dies()
+        first.on_create = lambda _body: None
+        second.go_on("resp_1")
+        assert await script.answer() == ANSWER
+    assert (first.log, second.log) == (["create resp_1"], ["create resp_1", "listen resp_1"])
+    state = await script.meaning()
+    assert (state.spent.usage, state.spent.llm_calls, state.spent.estimated) == (USED + USED, 3, 0)
+    assert (state.epoch, state.reserved.input_tokens) == (2, 0)
 
 
 async def test_a_kill_before_the_id_is_known_is_charged_by_estimate(

@@ -10,7 +10,15 @@ from pathlib import Path
 
 import openai.resources.responses  # noqa: F401 - imported once here instead of once in every child
 
-from harness import AgentConfig, AgentRuntime, FileCheckpointStore, OpenAIResponsesLLM, SQLiteCheckpointStore, tool
+from harness import (
+    AgentConfig,
+    AgentRuntime,
+    FallbackLLM,
+    FileCheckpointStore,
+    OpenAIResponsesLLM,
+    SQLiteCheckpointStore,
+    tool,
+)
 from harness.checkpoint import CheckpointStore
 from harness.records import Record
 from harness.testing import CrashingStore
@@ -27,10 +35,11 @@ def store_of(kind: str, folder: str | Path) -> CheckpointStore:
     return SQLiteCheckpointStore(Path(folder) / "runs.db") if kind == "sqlite" else FileCheckpointStore(folder)
 
 
-def drive(say: Say, url: str, kind: str, folder: str, death: str = "") -> str:
+def drive(say: Say, url: str, kind: str, folder: str, death: str = "", first_url: str = "") -> str:
     """Drive the run ``r``, saying each event, and return its answer.
 
-    ``death`` kills the process at an append, as in ``before:LLMAccepted``.
+    ``death`` kills the process at an append, as in ``before:LLMAccepted``. With ``first_url`` a model there is asked
+    first, and the one at ``url`` where it cannot be had.
     """
 
     def die(when: str, records: Sequence[Record]) -> None:
@@ -38,8 +47,9 @@ def drive(say: Say, url: str, kind: str, folder: str, death: str = "") -> str:
             os.kill(os.getpid(), signal.SIGKILL)
 
     async def main() -> str:
+        llm = OpenAIResponsesLLM("m-1", base_url=url, background=True)
         runtime = AgentRuntime(
-            llm=OpenAIResponsesLLM("m-1", base_url=url, background=True),
+            llm=FallbackLLM(OpenAIResponsesLLM("m-0", base_url=first_url, background=True), llm) if first_url else llm,
             agents=[AgentConfig("a", confidence_from_llm=False)],
             tools=[look],
             checkpoint_store=CrashingStore(store_of(kind, folder), on_append=die),

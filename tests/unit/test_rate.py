@@ -308,6 +308,18 @@ def test_a_loop_that_was_closed_while_it_waited_holds_nobody_up() -> None:
         ({"max_concurrent": -1}, r"RateLimit\(max_concurrent=\) must be more than 0"),
         ({"window_s": 0}, r"RateLimit\(window_s=\) must be a number of seconds"),
         ({"requests_per_minute": 6, "window_s": 1}, "make window_s 10 or more"),
+        (
+            {"requests_per_minute": 10**400},
+            r"requests_per_minute=\) must be .* 10\*\*12 at the most, not 10{19}\.\.\. \(401",
+        ),
+        ({"tokens_per_minute": 10**12 + 1}, r"10\*\*12 at the most, not 1000000000001$"),
+        ({"max_concurrent": 10**5000}, "not a number of thousands of digits"),
+        ({"max_concurrent": float("nan")}, r"RateLimit\(max_concurrent=\) must be more than 0, .*, not nan"),
+        ({"requests_per_minute": "60"}, r"RateLimit\(requests_per_minute=\) must be more than 0, .*, not '60'"),
+        ({"requests_per_minute": True}, r"RateLimit\(requests_per_minute=\) must be more than 0, .*, not True"),
+        ({"requests_per_minute": 60, "window_s": 10**400}, r"RateLimit\(window_s=\) .* 10\*\*9 at the most, not 1000"),
+        ({"requests_per_minute": 60, "window_s": 1e308}, r"RateLimit\(window_s=\) .* 10\*\*9 at the most, not 1e\+308"),
+        ({"window_s": float("nan")}, r"RateLimit\(window_s=\) must be a number of seconds above 0"),
     ],
 )
 def test_a_limit_that_makes_no_sense_is_refused(limits: dict[str, float], said: str) -> None:
@@ -363,6 +375,32 @@ def test_a_breaker_that_makes_no_sense_is_refused() -> None:
         CircuitBreaker(failures=0)
     with pytest.raises(ConfigError, match="open_s"):
         CircuitBreaker(open_s=0)
+    for absurd in (10**400, float("inf"), float("nan"), "3", None):
+        with pytest.raises(ConfigError, match=r"CircuitBreaker\(open_s=\) must be a number of seconds"):
+            CircuitBreaker(open_s=absurd)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"CircuitBreaker\(failures=\) must be 1 or more"):
+            CircuitBreaker(failures=absurd)  # type: ignore[arg-type]
+
+
+numbers = st.integers() | st.floats() | st.just(10**400) | st.booleans() | st.none()
+
+
+@given(requests=numbers, tokens=numbers, concurrent=numbers, window_s=numbers)
+def test_whatever_numbers_a_limit_is_given_it_works_or_is_refused(
+    requests: object, tokens: object, concurrent: object, window_s: object
+) -> None:
+    try:
+        limit = RateLimit(
+            requests_per_minute=requests,  # type: ignore[arg-type]
+            tokens_per_minute=tokens,  # type: ignore[arg-type]
+            max_concurrent=concurrent,  # type: ignore[arg-type]
+            window_s=window_s,  # type: ignore[arg-type]
+        )
+    except ConfigError:
+        return
+    ticket = limit.join(10, lease_s=60)
+    assert ticket.is_granted
+    limit.leave(ticket)
 
 
 # -- retries ------------------------------------------------------------------------------------
@@ -491,6 +529,12 @@ def test_the_next_model_follows_the_one_that_failed() -> None:
     assert turn.goes_on(failed("harness:m", 1))
     assert not turn.goes_on(failed("harness:m", 1, heard=True))
     assert not turn.goes_on(failed("harness:m", 3))  # all were asked: now there is a pause
+
+
+def test_a_model_whose_name_begins_like_another_s_is_not_taken_for_it() -> None:
+    models = FallbackLLM(*named("m", "m/large", "n"))
+    assert models.turn(REQUEST, tokens=1, after=failed("harness:m/large")).model == "harness:n"
+    assert models.turn(REQUEST, tokens=1, after=failed("harness:m")).model == "harness:m/large"
 
 
 def test_models_made_of_models_made_of_several_know_which_of_theirs_failed() -> None:

@@ -14,7 +14,8 @@ from harness.agent import AgentConfig
 from harness.budget import GuardrailConfig, Limits
 from harness.cli.places import user_folder
 from harness.errors import ConfigError
-from harness.llm.rate import RateLimit
+from harness.llm.rate import MOST, RateLimit
+from harness.llm.window import LONGEST_S
 from harness.records import Site
 from harness.registry import nearest
 from harness.toml_text import line_of, parse_toml, read_text
@@ -29,7 +30,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-_Rate = Annotated[int, Field(ge=1, le=10**12)]
+_Rate = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class RateTable(Strict):
@@ -38,7 +39,7 @@ class RateTable(Strict):
     requests_per_minute: _Rate | None = None
     tokens_per_minute: _Rate | None = None
     max_concurrent: _Rate | None = None
-    window_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    window_s: Annotated[float, Field(gt=0, le=LONGEST_S, allow_inf_nan=False)] | None = None
 
     def limit(self) -> RateLimit:
         """Return the limit; what is given the same one obeys it together.

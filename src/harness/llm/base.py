@@ -28,6 +28,7 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
         reattach: the id of a response that this very request has been given before: its answer is fetched, and nothing
             is bought. Only a model that ``Reattaches`` is asked for one.
         answer_tool: which of the tools the final answer is given by; empty where the answer is text.
+        reattach_model: which of several models has the response, as ``LLMStarted.model`` names it; empty for one alone.
     """
 
     system: str
@@ -38,6 +39,7 @@ class LLMRequest(msgspec.Struct, frozen=True, gc=False):
     response_schema: Mapping[str, JSON] | None = None
     reattach: str = ""
     answer_tool: str = ""
+    reattach_model: str = ""
 
 
 @final

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from harness.errors import ConfigError, LLMUnavailable
+from harness.llm.window import LONGEST_S, is_above_zero, shown
 
 
 class CircuitBreaker:
@@ -34,10 +35,12 @@ class CircuitBreaker:
     """
 
     def __init__(self, *, failures: int = 3, open_s: float = 30.0, clock: Callable[[], float] = time.monotonic) -> None:
-        if not failures >= 1:
-            raise ConfigError(f"CircuitBreaker(failures=) must be 1 or more, not {failures!r}")
-        if not 0 < open_s < float("inf"):
-            raise ConfigError(f"CircuitBreaker(open_s=) must be a number of seconds above 0, not {open_s!r}")
+        if not is_above_zero(failures, LONGEST_S) or failures < 1:
+            raise ConfigError(f"CircuitBreaker(failures=) must be 1 or more, 10**9 at the most, not {shown(failures)}")
+        if not is_above_zero(open_s, LONGEST_S):
+            raise ConfigError(
+                f"CircuitBreaker(open_s=) must be a number of seconds above 0, 10**9 at the most, not {shown(open_s)}"
+            )
         self._most = failures
         self._open_s = open_s
         self._clock = clock

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 
 from harness.errors import ConfigError
@@ -11,7 +11,7 @@ from harness.llm.breaker import CircuitBreaker
 from harness.llm.governed import GovernedLLM
 from harness.llm.prices import dearest
 from harness.llm.text import as_llm
-from harness.llm.turns import ChosenTurn, inner, is_of
+from harness.llm.turns import ChosenTurn, as_seen_by, inner, label_of, label_that_has
 from harness.records import LLMFailed
 
 
@@ -25,7 +25,8 @@ class FallbackLLM:
     Each attempt is a call of its own: it is written down with the model it asks, is charged, and counts against
     ``max_llm_attempts``. The next model is asked at once; when all were asked, there is a pause as after any failure.
     A model that failed three times in a row is passed over for half a minute, in all runs that share the object, and
-    one whose provider has asked for a pause until that is over.
+    one whose provider has asked for a pause until that is over. A response that goes on at a model's provider is taken
+    up again by that model and no other.
 
     Args:
         llms: two models or more. One that is to be watched otherwise is a ``GovernedLLM`` with a breaker of its own.
@@ -58,17 +59,31 @@ class FallbackLLM:
         """The models, in their order."""
         return self._models
 
+    @property
+    def members(self) -> Mapping[str, GovernedLLM]:
+        """The models by what they are called in ``LLMStarted.model``."""
+        return dict(zip(self._labels, self._models, strict=True))
+
     def turn(self, request: LLMRequest, /, *, tokens: int, after: LLMFailed | None) -> Turn:
-        """Choose a model and get in its line."""
-        index = self._choose(after)
+        """Choose a model and get in its line.
+
+        Raises:
+            LLMError: the response to take up is at none of them.
+        """
+        index = self._choose(request, after)
         label = self._labels[index]
-        within = inner(after, label) if after is not None and is_of(after, label) else None
-        turn = self._models[index].turn(request, tokens=tokens, after=within)
-        return ChosenTurn(label, turn, partial(self._goes_on, index))
+        failed = inner(after, label) if after is not None and self._index_of(after) == index else None
+        turn = self._models[index].turn(as_seen_by(label, request), tokens=tokens, after=failed)
+        return ChosenTurn(label, turn, partial(self._goes_on, index, request))
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
-        """Ask the first model that is not down, and yield its deltas: one attempt, as with every model."""
-        return self._models[self._choose(None)].stream(request)
+        """Ask the first model that is not down, and yield its deltas: one attempt, as with every model.
+
+        Raises:
+            LLMError: the response to take up is at none of them.
+        """
+        index = self._choose(request, None)
+        return self._models[index].stream(as_seen_by(self._labels[index], request))
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -79,8 +94,10 @@ class FallbackLLM:
         """Price a call by the model that asks most for it; None where one's price is unknown."""
         return dearest(self._models, input_tokens, output_tokens)
 
-    def _choose(self, after: LLMFailed | None) -> int:
+    def _choose(self, request: LLMRequest, after: LLMFailed | None) -> int:
         """Return the model to ask: the first that is not down, from the one on that follows the one that failed."""
+        if request.reattach:
+            return self._labels.index(label_that_has(self._labels, request))
         begin = 0
         if after is not None and (failed := self._index_of(after)) is not None:
             if after.heard:
@@ -90,13 +107,14 @@ class FallbackLLM:
         # Where all are down, the first of those that come back the soonest; its breaker may refuse.
         return min(order, key=lambda index: self._models[index].down_s)
 
-    def _goes_on(self, index: int, failed: LLMFailed) -> bool:
+    def _goes_on(self, index: int, request: LLMRequest, failed: LLMFailed) -> bool:
         if failed.heard or failed.attempt % len(self._models) == 0:
             return False
-        return self._choose(failed) != index
+        return self._choose(request, failed) != index
 
     def _index_of(self, failed: LLMFailed) -> int | None:
-        return next((index for index, label in enumerate(self._labels) if is_of(failed, label)), None)
+        label = label_of(self._labels, failed.model)
+        return None if label is None else self._labels.index(label)
 
     def __repr__(self) -> str:
         return f"FallbackLLM({self.name})"

@@ -10,10 +10,13 @@ from collections import OrderedDict
 from typing import final
 
 from harness.errors import ConfigError
-from harness.llm.window import NEVER, Booking, Window
+from harness.llm.window import LONGEST_S, NEVER, Booking, Window, is_above_zero, shown
 
 MAX_PAUSE_S = 60.0
 """Seconds a provider's ``Retry-After`` holds everybody back at the most."""
+
+MOST = 10**12
+"""Calls, or tokens, that a limit may allow at the most."""
 
 
 @final
@@ -73,7 +76,8 @@ class RateLimit:
             are one a second.
 
     Raises:
-        ConfigError: a limit is no number above zero, or a window would hold no call.
+        ConfigError: a limit is no number above zero, or beyond 10**12 (``window_s``: 10**9), or a window would hold no
+            call.
 
     >>> RateLimit(requests_per_minute=60, max_concurrent=8)
     RateLimit(requests_per_minute=60, max_concurrent=8)
@@ -93,10 +97,15 @@ class RateLimit:
             "max_concurrent": max_concurrent,
         }
         for name, value in self._limits.items():
-            if value is not None and not 0 < value < NEVER:
-                raise ConfigError(f"RateLimit({name}=) must be more than 0, or None for no limit, not {value!r}")
-        if not 0 < window_s < NEVER:
-            raise ConfigError(f"RateLimit(window_s=) must be a number of seconds above 0, not {window_s!r}")
+            if value is not None and not is_above_zero(value, MOST):
+                raise ConfigError(
+                    f"RateLimit({name}=) must be more than 0, or None for no limit, and 10**12 at the most, "
+                    f"not {shown(value)}"
+                )
+        if not is_above_zero(window_s, LONGEST_S):
+            raise ConfigError(
+                f"RateLimit(window_s=) must be a number of seconds above 0, 10**9 at the most, not {shown(window_s)}"
+            )
         self._window_s = window_s
         self._window = Window(
             requests=self._share("requests_per_minute"),

@@ -8,7 +8,7 @@ from harness.errors import ConfigError, LLMError, nearest
 from harness.llm.base import LLM, LLMDelta, LLMRequest, Turn, longest
 from harness.llm.prices import dearest
 from harness.llm.text import as_llm
-from harness.llm.turns import ChosenTurn, inner, is_of, turn_of
+from harness.llm.turns import ChosenTurn, as_seen_by, inner, label_of, label_that_has, turn_of
 from harness.records import LLMFailed
 
 
@@ -16,7 +16,8 @@ class RoutingLLM:
     """Several models, one of which is chosen for each call by what is asked.
 
     The choice is written down with the call. It is made anew for each attempt, so ``select`` had better say the same
-    for the same request. What it raises, or a name that is none of the models', fails the call for good.
+    for the same request. What it raises, or a name that is none of the models', fails the call for good. A response
+    that goes on at a model's provider is taken up again by that model, and ``select`` is not asked.
 
     Args:
         select: takes the request and returns the name of a model. Quick: it may not wait.
@@ -50,23 +51,29 @@ class RoutingLLM:
         """The models it chooses among."""
         return tuple(self._models.values())
 
+    @property
+    def members(self) -> Mapping[str, LLM]:
+        """The models by their names."""
+        return self._models
+
     def turn(self, request: LLMRequest, /, *, tokens: int, after: LLMFailed | None) -> Turn:
         """Choose a model and get in its line.
 
         Raises:
-            LLMError: no model was chosen.
+            LLMError: no model was chosen, or the response to take up is at none of them.
         """
         name = self._choose(request)
-        within = inner(after, name) if after is not None and is_of(after, name) else None
-        return ChosenTurn(name, turn_of(self._models[name], request, tokens=tokens, after=within))
+        failed = inner(after, name) if after is not None and label_of(self._models, after.model) == name else None
+        return ChosenTurn(name, turn_of(self._models[name], as_seen_by(name, request), tokens=tokens, after=failed))
 
     def stream(self, request: LLMRequest, /) -> AsyncIterator[LLMDelta]:
         """Choose a model, make one call and yield its deltas.
 
         Raises:
-            LLMError: no model was chosen.
+            LLMError: no model was chosen, or the response to take up is at none of them.
         """
-        return self._models[self._choose(request)].stream(request)
+        name = self._choose(request)
+        return self._models[name].stream(as_seen_by(name, request))
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -78,6 +85,8 @@ class RoutingLLM:
         return dearest(self._models.values(), input_tokens, output_tokens)
 
     def _choose(self, request: LLMRequest) -> str:
+        if request.reattach:
+            return label_that_has(self._models, request)
         try:
             name = self._select(request)
         except Exception as error:  # a user's own function may raise anything

@@ -10,6 +10,23 @@ SENDING_S = 5.0
 
 NEVER = float("inf")
 
+LONGEST_S = 10**9
+"""Seconds a time that a user sets may have at the most: thirty years, with which one can still calculate."""
+
+
+def is_above_zero(value: object, most: int) -> bool:
+    """Say whether a value is a number above zero, and ``most`` at the most."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= most
+
+
+def shown(value: object) -> str:
+    """Write a value for the text of an error, shortened where it is very long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
+
 
 class Booking:
     """The place of one call in a window.
