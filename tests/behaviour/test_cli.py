@@ -619,6 +619,23 @@ def test_a_wrong_word_is_one_sentence_and_exit_code_2(words: list[str], said: st
     assert done.stderr.startswith("harness: ")
 
 
+def test_a_folder_whose_name_is_no_text_is_one_sentence_too(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "d\udcfcr"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    done = command("demo", "--fast")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("harness: the name of the working directory is not UTF-8")
+
+
+def test_the_package_runs_as_the_command() -> None:
+    words = [sys.executable, "-m", "harness", "runs", "--limit", "0"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "--limit" in done.stderr) == (2, True)
+
+
 def test_a_run_id_of_another_goal_is_refused(command: Command) -> None:
     command("demo", "--fast", "--run-id", "taken")
     done = command("run", "another", "--llm", "http://127.0.0.1:9/v1#m", "--run-id", "taken")

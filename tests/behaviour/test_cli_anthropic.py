@@ -88,7 +88,7 @@ def test_a_file_names_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     told = parse(text, Path("x")).data.llm
     endpoint = find_endpoint(None, None, None, told)
     assert endpoint == claude("claude-x", key_env="CLAUDE_KEY")
-    assert endpoint.with_model(told.sites()["planner"]) == claude("claude-y", key_env="CLAUDE_KEY")
+    assert endpoint.with_model(told.sites()["planner"].model) == claude("claude-y", key_env="CLAUDE_KEY")
     base = parse('[llm]\nmodel = "anthropic:claude-x"\nbase_url = "https://gateway.example"\n', Path("x")).data.llm
     assert find_endpoint(None, None, None, base) == claude("claude-x", "https://gateway.example")
     # What the file says of its own server is not said of Anthropic.

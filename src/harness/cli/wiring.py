@@ -161,8 +161,14 @@ def wire_demo(choices: Choices) -> Wired:
 
 
 def _origin(choices: Choices) -> Origin:
+    folder = str(Path.cwd())
+    try:
+        folder.encode()
+    except UnicodeEncodeError:
+        text = "the name of the working directory is not UTF-8 and cannot be written down: go to another one"
+        raise ConfigError(text) from None
     # The words, not the interpreter's path: they are shown to people.
-    return Origin("cli", ("harness", *sys.argv[1:]), str(Path.cwd()), choices.settings())
+    return Origin("cli", ("harness", *sys.argv[1:]), folder, choices.settings())
 
 
 def _decided(agent: AgentConfig) -> AgentConfig:
