@@ -14,8 +14,7 @@ from harness.keys import join_key, place_of
 from harness.raising import in_force
 from harness.records import ConfigDiffers, Entry, Record, RunStarted
 from harness.result import RunResult, result_of, result_of_task, with_output
-from harness.state import Owner as Limited
-from harness.state import RunState
+from harness.state import Limited, RunState
 from harness.stream import RunLog
 from harness.wiring import COORDINATOR, Wirings
 

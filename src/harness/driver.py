@@ -503,7 +503,7 @@ class Driver:
         watchdog.guard()
         try:
             return await self._perform(step, watchdog)
-        except BaseException:
+        except BaseException:  # raised again; a call that ends by itself has stopped its deadline, and it is used again
             watchdog.stop()
             raise
         finally:

@@ -16,7 +16,7 @@ from harness.messages import Message, Part, Text, ToolCall, ToolResult, user
 from harness.plan import Task
 from harness.state import (
     CallState,
-    Owner,
+    Limited,
     PlanState,
     RunState,
     ScopeState,
@@ -27,7 +27,7 @@ from harness.state import (
 )
 
 
-def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[Owner] = ()) -> RunState:
+def fold(run_id: str, entries: Iterable[r.Entry], limited: Iterable[Limited] = ()) -> RunState:
     """Fold a journal from its first entry. Total: a prefix of a valid journal is valid.
 
     Args:
@@ -134,7 +134,7 @@ def _driver_started(state: RunState, record: r.DriverStarted, at: float) -> None
 def _config_differs(state: RunState, record: r.ConfigDiffers, _at: float) -> None:
     state.fingerprints = record.fingerprints
     state.agents = record.agents
-    late: set[Owner] = {("task", task_id) for task_id in record.task_limits}
+    late: set[Limited] = {("task", task_id) for task_id in record.task_limits}
     state.limited_late |= late
     tasks = state.plan.tasks if state.plan is not None else {}
     for task_id, limits in record.task_limits.items():
@@ -267,7 +267,7 @@ def _limit(state: RunState, tasks: Iterable[Task]) -> None:
 
 def _accounts_of(state: RunState, scope: ScopeState) -> Iterable[Account]:
     """Yield the accounts that what a scope uses is charged to. What a fork has copied is charged to none."""
-    owners: tuple[Owner, Owner] = ("agent", scope.agent_id), ("task", scope.place.task_id)
+    owners: tuple[Limited, Limited] = ("agent", scope.agent_id), ("task", scope.place.task_id)
     for owner in owners if state.ledger is state.spent else ():
         if (account := state.accounts.get(owner)) is not None:
             yield account

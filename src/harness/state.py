@@ -18,7 +18,7 @@ Phase: TypeAlias = Literal["model", "tools", "bad_reply", "answered", "refused",
 TaskStatus: TypeAlias = Literal["waiting", "running", "ended", "skipped"]
 """Where a task is. What an ended one's outcome means is the strategy's to say."""
 
-Owner: TypeAlias = tuple[Literal["agent", "task"], str]
+Limited: TypeAlias = tuple[Literal["agent", "task"], str]
 """Who has limits of its own: an agent, over all its work in the run; a task, with all that is delegated for it."""
 
 
@@ -401,8 +401,8 @@ class RunState(msgspec.Struct, eq=False):
     """
 
     run_id: str
-    accounts: dict[Owner, Account] = {}
-    limited_late: frozenset[Owner] = frozenset()
+    accounts: dict[Limited, Account] = {}
+    limited_late: frozenset[Limited] = frozenset()
     seq: int = 0
     epoch: int = 0
     process: r.ProcessId | None = None
